@@ -1,0 +1,33 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+.PHONY: setup run test check test-all bench
+.DEFAULT_GOAL := run
+
+$(READY): requirements.txt
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $(READY)
+
+setup: $(READY)  ## make the virtual environment
+
+run: $(READY)  ## train the predictor, then the agent, and print the results
+	$(BIN)/python main.py --phase all --preset quick
+
+test: $(READY)  ## the test suite
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-all: $(READY)  ## the test suite and the longer proofs
+	$(BIN)/python -m pytest -n 2
+
+check: $(READY)  ## format, lint, types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+bench: $(READY)  ## every committed result, measured again
+	@for script in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done

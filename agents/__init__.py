@@ -1,0 +1,1 @@
+"""Agents: learned policies, policies to compare with, and the privileged planner."""

@@ -1,0 +1,1 @@
+"""Benchmark scripts, one a file: `python -m benchmarks.NAME [--quick]`."""

@@ -1,0 +1,1 @@
+"""Command line: one phase, or all of them in order."""

@@ -1,0 +1,1 @@
+"""Risk sensors learned from real IoT traffic, and what trains, tracks and evaluates them."""

@@ -1,0 +1,142 @@
+"""Artifact folders: written whole or not at all, with the run's identity and checksums beside the payload.
+
+`meta.json` holds the kind of artifact, when and by which command, code and package versions it was made, and what the
+caller adds (configuration, seed, data hash). `checksums.json` holds the SHA-256 of every other file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from src.errors import UserError
+
+PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "polars", "scikit-learn", "lightgbm", "mlflow")
+
+
+@functools.cache
+def git_commit() -> str:
+    """Commit of the checkout that this code lies in, `-dirty` added when it was changed, or `unknown`."""
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def command() -> str:
+    """The command that this process was started with."""
+    return shlex.join(["python", *sys.orig_argv[1:]])
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: when the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
+
+
+@contextlib.contextmanager
+def new_artifact(folder: Path, kind: str, meta: dict[str, Any]) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill; on success it becomes `folder`, on failure nothing is left.
+
+    Raises:
+        UserError: when the parent folder cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise UserError(f"cannot write artifact '{folder}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
+    try:
+        target.chmod(0o755)
+        yield target
+        sums = {file.relative_to(target).as_posix(): _digest(file) for file in sorted(target.rglob("*")) if file.is_file()}
+        identity = {
+            "kind": kind,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command(),
+            "commit": git_commit(),
+            "versions": versions(),
+        }
+        (target / "meta.json").write_text(json.dumps({**identity, **meta}, indent=1, default=str) + "\n", encoding="utf-8")
+        sums["meta.json"] = _digest(target / "meta.json")
+        (target / "checksums.json").write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+        # A rename onto a full folder fails, so the old one steps aside first; both renames are on one file system.
+        if folder.exists():
+            aside = target.with_name(target.name + ".old")
+            folder.rename(aside)
+            target.rename(folder)
+            shutil.rmtree(aside)
+        else:
+            target.rename(folder)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def open_artifact(folder: Path, kind: str) -> dict[str, Any]:
+    """Check every file of an artifact against its checksum and return its `meta.json`.
+
+    Raises:
+        UserError: when the folder is missing, holds another kind, or a file is missing, added or altered (it is named).
+    """
+    try:
+        sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no {kind} artifact at '{folder}': '{Path(error.filename).name}' is missing; train it first") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"artifact '{folder}' cannot be read ({error.__class__.__name__}); delete it and train again") from error
+    if not isinstance(sums, dict) or not isinstance(meta, dict):
+        raise UserError(f"artifact '{folder}' is malformed; delete it and train again")
+    present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {"checksums.json"}
+    for name in sorted(present ^ set(sums)):
+        raise UserError(f"artifact '{folder}': file '{name}' is {'not listed' if name in present else 'missing'}; delete the folder and train again")
+    for name, expected in sums.items():
+        if _digest(folder / name) != expected:
+            raise UserError(f"artifact '{folder}': file '{name}' was altered (checksum differs); delete the folder and train again")
+    if meta.get("kind") != kind:
+        raise UserError(f"artifact '{folder}' is a {meta.get('kind')}, not a {kind}")
+    return meta

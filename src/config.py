@@ -1,0 +1,565 @@
+"""Every tunable of the product, typed, checked where it is built, and printable as an annotated `config.yml`.
+
+Precedence, lowest first: the defaults below, the YAML file, the preset, environment variables
+(`IOTDEF__LSTM__TRAINING__EPOCHS=3`), `--set lstm.training.epochs=3`. All are merged before any object is built.
+`python -m src.config` prints the default configuration with each field's docstring as a comment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from src.errors import UserError
+
+ENV_PREFIX = "IOTDEF__"
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+"""A number from 0 to 1."""
+
+
+class Section(BaseModel):
+    """A group of settings: unknown keys are refused, values are checked, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class FractionsConfig(Section):
+    """Share of each capture that goes to each side, in capture order."""
+
+    fit: float = Field(default=0.5, gt=0, lt=1)
+    """Predictors, scalers and everything else that is fitted."""
+    calibrate: float = Field(default=0.15, gt=0, lt=1)
+    """Early stopping, thresholds, calibration of p-values."""
+    agent: float = Field(default=0.15, gt=0, lt=1)
+    """Traces on which agents train and heuristics are tuned."""
+    test: float = Field(default=0.2, gt=0, lt=1)
+    """Final evaluation only."""
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> FractionsConfig:
+        total = self.fit + self.calibrate + self.agent + self.test
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"fit + calibrate + agent + test must be 1, not {total:g}")
+        return self
+
+
+class DataConfig(Section):
+    """Where rows come from and how they are divided."""
+
+    root: Path | None = None
+    """Folder of CICIoT2023 CSVs (either release); null draws rows from the embedded synthetic profile."""
+    exclude_labels: list[str] = ["Mirai"]
+    """Labels whose rows are dropped. `Mirai` names only rows of a mixed file that repeats the Mirai captures at family level."""
+    max_rows_per_class: int | None = Field(default=None, ge=200)
+    """Rows read of each class, from the start of its captures; null reads all."""
+    synthetic_rows_per_class: int = Field(default=3000, ge=400)
+    """Rows drawn of each class from the synthetic profile."""
+    window: int = Field(default=10, ge=2, le=1000)
+    """Rows in a window (the sequence length of every sensor)."""
+    gap: int = Field(default=10, ge=2)
+    """Rows left out between two sides of a capture; at least `window`."""
+    fractions: FractionsConfig = FractionsConfig()
+    """Share of each side."""
+
+    @model_validator(mode="after")
+    def _gap_covers_window(self) -> DataConfig:
+        if self.gap < self.window:
+            raise ValueError(f"data.gap ({self.gap}) must be at least data.window ({self.window}), or windows of two sides would touch")
+        return self
+
+
+class LSTMModelConfig(Section):
+    """Shape of the base attack predictor."""
+
+    hidden_size: int = Field(default=128, ge=1, le=4096)
+    """Units of each LSTM layer and direction."""
+    num_layers: int = Field(default=2, ge=1, le=16)
+    """Stacked LSTM layers."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    """Between LSTM layers and in the classifier."""
+    bidirectional: bool = False
+    """Read the window both ways: the last forward state beside the first backward state."""
+
+
+class LSTMTrainingConfig(Section):
+    """Training of the base attack predictor."""
+
+    epochs: int = Field(default=20, ge=1)
+    """Largest number of epochs."""
+    batch_size: int = Field(default=256, ge=1)
+    """Windows a step."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak rate of AdamW."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Of AdamW."""
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    """Cross-entropy, or focal loss (Lin et al. 2017)."""
+    focal_gamma: float = Field(default=2.0, ge=0)
+    """Focusing of the focal loss; 0 is cross-entropy."""
+    class_weights: Literal["none", "sqrt", "balanced"] = "sqrt"
+    """Weights of classes in the loss: equal, inverse square root of frequency, inverse frequency."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    schedule: Literal["constant", "cosine", "plateau"] = "cosine"
+    """Of the learning rate, an epoch at a time."""
+    patience: int = Field(default=5, ge=1)
+    """Epochs without a better macro-F1 on `calibrate` before training stops."""
+    stride: int = Field(default=3, ge=1)
+    """Rows between the starts of two training windows."""
+    mixed_precision: bool = True
+    """Autocast and gradient scaling, on a GPU only."""
+
+
+class LSTMConfigSection(Section):
+    """The base attack predictor."""
+
+    model: LSTMModelConfig = LSTMModelConfig()
+    """Shape."""
+    training: LSTMTrainingConfig = LSTMTrainingConfig()
+    """Training."""
+
+
+class RateLimitConfig(Section):
+    """RATE_LIMIT: slows whatever the device sends and receives."""
+
+    cost: float = Field(default=0.02, ge=0)
+    """Charged once when ordered."""
+    delay: int = Field(default=0, ge=0)
+    """Steps from order to effect."""
+    ttl: int = Field(default=20, ge=1)
+    """Steps until it expires."""
+    service_loss: Share
+    """Share of legitimate traffic lost."""
+    slows: Share
+    """Share of the attacker's attempts that fail because of it."""
+    contains: Share
+    """Share of damage prevented while the device is in impact."""
+
+
+class BlockConfig(Section):
+    """BLOCK: drops the sources that look hostile; an attacker who moves to other sources gets round it."""
+
+    cost: float = Field(default=0.04, ge=0)
+    """Charged once when ordered."""
+    delay: int = Field(default=0, ge=0)
+    """Steps from order to effect."""
+    ttl: int = Field(default=30, ge=1)
+    """Steps until it expires."""
+    service_loss: Share
+    """Share of legitimate traffic lost (shared sources)."""
+    slows: Share
+    """Share of the attacker's attempts that fail while it holds."""
+    contains: Share
+    """Share of damage prevented while it holds."""
+
+
+class IsolateConfig(Section):
+    """ISOLATE: cuts the device off; nothing moves in or out, and its sensors fall silent."""
+
+    cost: float = Field(default=0.05, ge=0)
+    """Charged once when ordered."""
+    delay: int = Field(default=0, ge=0)
+    """Steps from order to effect."""
+    ttl: int = Field(default=40, ge=1)
+    """Steps until it expires."""
+
+
+class RestoreConfig(Section):
+    """RESTORE: re-images the device, down for its restore time; clean afterwards, and patched if it can be."""
+
+    cost: float = Field(default=0.1, ge=0)
+    """Charged once when ordered (the visit; the re-imaging itself is the `cleanup` term)."""
+    delay: int = Field(default=1, ge=0)
+    """Steps from order to effect."""
+    patch_factor: Share = 0.35
+    """Weakness left after a patch, as a share of the original."""
+
+
+class ReleaseConfig(Section):
+    """RELEASE: lifts rate limit, block and isolation at once."""
+
+    cost: float = Field(default=0.01, ge=0)
+    """Charged once when ordered."""
+    delay: int = Field(default=0, ge=0)
+    """Steps from order to effect."""
+
+
+class ControlsConfig(Section):
+    """The mitigations."""
+
+    rate_limit: RateLimitConfig = RateLimitConfig(service_loss=0.2, slows=0.45, contains=0.4)
+    """Throttle."""
+    block: BlockConfig = BlockConfig(service_loss=0.1, slows=0.9, contains=0.3)
+    """Block hostile sources."""
+    isolate: IsolateConfig = IsolateConfig()
+    """Cut off."""
+    restore: RestoreConfig = RestoreConfig()
+    """Re-image."""
+    release: ReleaseConfig = ReleaseConfig()
+    """Lift."""
+
+
+class EnvConfig(Section):
+    """The simulated network and its rules."""
+
+    scenario: Literal["solo", "home", "clinic"] = "clinic"
+    """Which network."""
+    action_mode: Literal["discrete", "joint"] = "discrete"
+    """One addressed order a step, or one order for every device."""
+    flatten: bool = False
+    """One flat Box in place of the Dict of named parts."""
+    features: list[str] = ["Header_Length", "Time_To_Live", "Rate", "syn_flag_number", "ack_flag_number", "HTTPS", "UDP", "Tot size", "Std", "IAT"]
+    """Traffic features that the defender sees of each device (window means, scaled)."""
+    horizon: int = Field(default=200, ge=10)
+    """Steps in an episode."""
+    step_seconds: float = Field(default=10.0, gt=0)
+    """Length of a step; used where figures are given per hour or day."""
+    attack_free: Share = 0.25
+    """Share of episodes without an attacker."""
+    start_range: tuple[int, int] = (5, 80)
+    """First and last step at which an attacker may appear."""
+    overrun_share: float = Field(default=0.5, gt=0, le=1)
+    """Share of criticality in impact that counts as overrun."""
+    overrun_steps: int = Field(default=10, ge=1)
+    """Consecutive steps of it that end the episode."""
+    protected: Literal["mask", "cost"] = "mask"
+    """Isolating a protected device is masked, or allowed at the `safety` price."""
+    budget: int = Field(default=120, ge=1)
+    """Orders that may take effect in an episode."""
+    smoothing: float = Field(default=0.7, ge=0, lt=1)
+    """Decay a step of the running means of risk, uncertainty and anomaly in the observation."""
+    expose_truth: bool = False
+    """Put the hidden state into `info`."""
+    controls: ControlsConfig = ControlsConfig()
+    """The mitigations."""
+
+    @model_validator(mode="after")
+    def _start_in_horizon(self) -> EnvConfig:
+        first, last = self.start_range
+        if not 0 <= first <= last < self.horizon:
+            raise ValueError(f"env.start_range {self.start_range} must be ordered and lie inside the horizon of {self.horizon} steps")
+        if len(set(self.features)) != len(self.features) or not self.features:
+            raise ValueError("env.features must name at least one feature, each once")
+        return self
+
+
+class AttackerConfig(Section):
+    """How one kind of attacker behaves; probabilities are a step."""
+
+    probe: Share
+    """Of turning to a new device, for each free hand."""
+    breadth: int = Field(default=3, ge=1)
+    """Devices worked on at once before any foothold; each foothold adds one."""
+    engage: Share
+    """Of going from probing to attacking a device."""
+    compromise: Share
+    """Of an attack's success, times the device's weakness to the technique."""
+    impact: Share
+    """Of going from a foothold to impact."""
+    stealth: Share
+    """Share of steps in which a device under attack or held shows only its ordinary traffic."""
+    rotate: Share
+    """Of getting round a block that holds, by moving to other sources."""
+    dormancy: int = Field(default=8, ge=0)
+    """Mean number of quiet steps after a setback that shows the attacker that it was noticed."""
+    patience: float = Field(default=20.0, gt=0)
+    """Setbacks it takes: a stopped attempt counts 0.5, an isolated foothold 1, a lost foothold 4."""
+
+
+class AttackersConfig(Section):
+    """Who attacks."""
+
+    profiles: list[Literal["botnet", "web_intruder"]] = Field(default=["botnet", "web_intruder"], min_length=1)
+    """Drawn with equal chance at each reset."""
+    botnet: AttackerConfig = AttackerConfig(
+        probe=0.35, breadth=3, engage=0.30, compromise=0.30, impact=0.15, stealth=0.25, rotate=0.12, dormancy=3, patience=30.0
+    )
+    """Mirai-like: scans, forces passwords, infects, floods, spreads."""
+    web_intruder: AttackerConfig = AttackerConfig(
+        probe=0.20, breadth=2, engage=0.20, compromise=0.22, impact=0.08, stealth=0.5, rotate=0.20, dormancy=8, patience=24.0
+    )
+    """Scans, breaks in through web interfaces, spoofs inside, exfiltrates."""
+
+
+class RewardConfig(Section):
+    """Weights of the reward's terms; every term is a loss, so rewards are never positive."""
+
+    service: float = Field(default=1.0, ge=0)
+    """Legitimate traffic not delivered, times criticality (the network's criticalities sum to 1)."""
+    damage: float = Field(default=3.0, ge=0)
+    """Harm by stage, times criticality: 1 in impact, 0.25 with a foothold."""
+    action: float = Field(default=1.0, ge=0)
+    """Cost of orders."""
+    cleanup: float = Field(default=4.0, ge=0)
+    """Re-imaging, times the device's criticality."""
+    safety: float = Field(default=2.0, ge=0)
+    """A protected device cut off, a step."""
+
+
+class RLConfig(Section):
+    """Training of the agent (PPO, Schulman et al. 2017, in Stable-Baselines3)."""
+
+    total_timesteps: int = Field(default=2_000_000, ge=1)
+    """Environment steps a seed."""
+    seeds: int = Field(default=3, ge=1)
+    """Agents trained, with seeds `compute.seed`, +1, ..."""
+    n_envs: int = Field(default=64, ge=1)
+    """Environments stepped at once."""
+    n_steps: int = Field(default=128, ge=2)
+    """Steps of each environment between updates."""
+    batch_size: int = Field(default=2048, ge=2)
+    """Samples a gradient step."""
+    n_epochs: int = Field(default=4, ge=1)
+    """Passes over the collected samples."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of Adam at the start; falls linearly to a tenth."""
+    gamma: float = Field(default=0.99, gt=0, le=1)
+    """Discount."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Of generalised advantage estimation."""
+    clip_range: float = Field(default=0.2, gt=0)
+    """Of the probability ratio."""
+    ent_coef: float = Field(default=0.005, ge=0)
+    """Weight of the entropy bonus."""
+    vf_coef: float = Field(default=0.5, ge=0)
+    """Weight of the value loss."""
+    hidden_size: int = Field(default=64, ge=1)
+    """Units of the network that all devices share."""
+    normalize_reward: bool = True
+    """Divide rewards by a running scale of the return while training."""
+
+
+class EvalConfig(Section):
+    """Final evaluation."""
+
+    episodes: int = Field(default=500, ge=10)
+    """Held-out episodes a policy, the same seeds for each."""
+    tuning_episodes: int = Field(default=100, ge=10)
+    """Episodes on `agent` traces for each candidate setting of a heuristic."""
+    bootstrap: int = Field(default=2000, ge=100)
+    """Resamples of each confidence interval."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Of intervals."""
+
+
+class MLflowConfig(Section):
+    """Where runs are tracked."""
+
+    tracking_uri: str | None = None
+    """Server or database; null is SQLite under `compute.artifacts`."""
+    experiment: str = "iot-defense"
+    """Name of the experiment."""
+    register_models: bool = True
+    """Put trained models into the registry."""
+
+
+class ComputeConfig(Section):
+    """The machine."""
+
+    artifacts: Path = Path("artifacts")
+    """Folder of everything that a run writes."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """One seed in, the same numbers out."""
+    threads: int = Field(default=2, ge=1)
+    """Threads of torch, LightGBM and polars."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks train; auto takes a GPU if there is one."""
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    data: DataConfig = DataConfig()
+    """Traffic."""
+    lstm: LSTMConfigSection = LSTMConfigSection()
+    """Base attack predictor."""
+    env: EnvConfig = EnvConfig()
+    """Environment."""
+    attackers: AttackersConfig = AttackersConfig()
+    """Attackers."""
+    reward: RewardConfig = RewardConfig()
+    """Reward."""
+    rl: RLConfig = RLConfig()
+    """Agent."""
+    eval: EvalConfig = EvalConfig()
+    """Evaluation."""
+    mlflow: MLflowConfig = MLflowConfig()
+    """Tracking."""
+    compute: ComputeConfig = ComputeConfig()
+    """Machine."""
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "lstm.training.epochs": 8,
+        "rl.total_timesteps": 400_000,
+        "eval.episodes": 200,
+        "eval.tuning_episodes": 50,
+        "eval.bootstrap": 1000,
+    },
+    "default": {},
+    "full": {
+        "lstm.training.epochs": 60,
+        "lstm.training.patience": 10,
+        "lstm.training.stride": 1,
+        "rl.total_timesteps": 6_000_000,
+        "rl.seeds": 10,
+        "eval.episodes": 1000,
+        "eval.tuning_episodes": 200,
+    },
+}
+"""Named sets of overrides, by dotted key."""
+
+
+def leaves(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, type[BaseModel]]:
+    """Dotted name of every setting below `model`, each with the section class that holds it."""
+    found: dict[str, type[BaseModel]] = {}
+    for name, info in model.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= leaves(kind, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = model
+    return found
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """Half a sentence that names what is allowed, nearest match first when there is one."""
+    names = list(allowed)
+    match = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    if match and len(names) > 20:
+        return f"did you mean '{match[0]}'?"
+    return (f"did you mean '{match[0]}'? " if match else "") + "allowed: " + ", ".join(names)
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set `a.b.c` in nested dictionaries; an unknown key is refused with the nearest match."""
+    known = set(leaves())
+    if dotted not in known:
+        raise UserError(f"unknown setting '{dotted}': {nearest(dotted, sorted(known))}")
+    *sections, leaf = dotted.split(".")
+    node = tree
+    for section in sections:
+        child = node.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise UserError(f"setting '{section}' must be a section of keys, not {child!r}")
+        node = child
+    node[leaf] = value
+
+
+def _merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Lay `over` on `tree`, section by section, so that a file may name only what it changes."""
+    for key, value in over.items():
+        below = tree.get(key)
+        if isinstance(below, dict) and isinstance(value, Mapping):
+            _merge(below, value)
+        else:
+            tree[key] = value
+
+
+def _scalar(text: str, origin: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin}: '{text}' is not a YAML value") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read configuration '{path}': {error.__class__.__name__}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"configuration '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"configuration '{path}' must hold sections of keys, not {type(tree).__name__}")
+    return tree
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    """First fault of a pydantic error as one line."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        *sections, key = [str(part) for part in fault["loc"]]
+        node: type[BaseModel] = Config
+        for section in sections:
+            kind = node.model_fields[section].annotation
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                node = kind
+        return f"{origin}: unknown setting '{where}': {nearest(key, node.model_fields)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
+    given = "" if fault["type"] == "value_error" else f", given {fault['input']!r}"
+    return f"{origin}: {where + ': ' if where else ''}{message}{given}{more}"
+
+
+def load_config(
+    path: Path | str | None = None,
+    preset: str | None = None,
+    overrides: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Config:
+    """Merge file, preset, environment variables and `key=value` overrides into a checked `Config`.
+
+    Raises:
+        UserError: for an unreadable file, an unknown preset or key, or a value of the wrong type or range.
+    """
+    tree = Config().model_dump()
+    if path is not None:
+        _merge(tree, _read_yaml(Path(path)))
+    if preset is not None:
+        if preset not in PRESETS:
+            raise UserError(f"unknown preset '{preset}': {nearest(preset, PRESETS)}")
+        for key, value in PRESETS[preset].items():
+            _put(tree, key, value)
+    for name, text in sorted((os.environ if environ is None else environ).items()):
+        if name.startswith(ENV_PREFIX):
+            _put(tree, name.removeprefix(ENV_PREFIX).lower().replace("__", "."), _scalar(text, name))
+    for item in overrides:
+        key, equals, text = item.partition("=")
+        if not equals:
+            raise UserError(f"--set wants key=value, not '{item}'")
+        _put(tree, key.strip(), _scalar(text, f"--set {key.strip()}"))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, str(path) if path is not None else "configuration")) from error
+
+
+def describe(config: Config | None = None) -> str:
+    """The configuration as YAML, each field's docstring as a comment above it."""
+    lines = [
+        "# Every tunable. Precedence, lowest first: built-in defaults, this file, --preset, environment variables",
+        "# (IOTDEF__LSTM__TRAINING__EPOCHS=3), --set lstm.training.epochs=3. Unknown keys are refused.",
+        "# Written by `python -m src.config`.",
+    ]
+
+    def walk(node: BaseModel, indent: str) -> None:
+        for name, info in type(node).model_fields.items():
+            value = getattr(node, name)
+            choices = f" One of: {', '.join(map(str, get_args(info.annotation)))}." if getattr(info.annotation, "__origin__", None) is Literal else ""
+            lines.append(f"{indent}# {info.description}{choices}")
+            if isinstance(value, BaseModel):
+                lines.append(f"{indent}{name}:")
+                walk(value, indent + "  ")
+            else:
+                plain = type(node).model_validate(node).model_dump(mode="json")[name]
+                text = yaml.safe_dump(plain, default_flow_style=True, width=10_000).strip().removesuffix("...").strip()
+                lines.append(f"{indent}{name}: {text}")
+
+    walk(config or Config(), "")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(describe(), end="")

@@ -1,0 +1,142 @@
+"""The trace bank: windows of traffic, each with what the sensors said of it, read by the environment along the capture.
+
+Mitigation acts behind the sensor, so a window's reading never depends on the defender: it is computed once, in large
+batches, and stored beside the window. numpy and memory maps only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.artifacts import new_artifact, open_artifact
+from src.errors import UserError
+
+SPLITS = ("calibrate", "agent", "test")
+"""Sides that a bank holds; `fit` is left out because sensors were fitted on it."""
+
+FEATURE_BOUND = 5.0
+"""Scaled features lie in [-FEATURE_BOUND, FEATURE_BOUND]."""
+
+_ARRAYS = ("features", "sensors", "successor", "label", "split")
+BUNDLED = Path(__file__).parent / "assets" / "bundled_bank.npz"
+
+
+@dataclass(frozen=True)
+class TraceBank:
+    """W windows, sorted by split and label; within these, in capture order."""
+
+    features: NDArray[np.float32]
+    """(W, F) window means of the scaled features, in [-5, 5]."""
+    sensors: NDArray[np.float32]
+    """(W, S) readings in [0, 1]; columns follow `sensor_names`."""
+    successor: NDArray[np.int32]
+    """(W,) the window that follows in the same capture and split, or -1."""
+    label: NDArray[np.int16]
+    """(W,) index into `class_names`."""
+    split: NDArray[np.int8]
+    """(W,) index into `SPLITS`."""
+    feature_names: tuple[str, ...]
+    sensor_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    source: str
+    """`real` or `synthetic profile`."""
+    site: str
+    """Where the traffic comes from, e.g. `CICIoT2023`."""
+    sensor: str
+    """Which model made the readings."""
+    assembled: tuple[str, ...]
+    """Classes whose rows are not in capture order."""
+
+    def __post_init__(self) -> None:
+        """Check shapes, ranges and order.
+
+        Raises:
+            UserError: naming the first array that does not fit.
+        """
+        count = len(self.features)
+        checks = {
+            "features": self.features.shape == (count, len(self.feature_names)) and count > 0,
+            "sensors": self.sensors.shape == (count, len(self.sensor_names)),
+            "successor": self.successor.shape == (count,) and bool(((self.successor >= -1) & (self.successor < count)).all()),
+            "label": self.label.shape == (count,) and bool(((self.label >= 0) & (self.label < len(self.class_names))).all()),
+            "split": self.split.shape == (count,) and bool(((self.split >= 0) & (self.split < len(SPLITS))).all()),
+        }
+        for name, fits in checks.items():
+            if not fits:
+                raise UserError(f"trace bank: array '{name}' has the wrong shape {getattr(self, name).shape} or an index out of range; build the bank again")
+        if not (np.isfinite(self.features).all() and np.abs(self.features).max() <= FEATURE_BOUND):
+            raise UserError(f"trace bank: features must be finite and within +-{FEATURE_BOUND:g}; build the bank again")
+        if not (np.isfinite(self.sensors).all() and self.sensors.min() >= 0 and self.sensors.max() <= 1):
+            raise UserError("trace bank: sensor readings must be finite and within [0, 1]; build the bank again")
+        order = self.split.astype(np.int64) * len(self.class_names) + self.label
+        if (np.diff(order) < 0).any():
+            raise UserError("trace bank: windows must be sorted by split and label; build the bank again")
+        linked = self.successor >= 0
+        if (order[self.successor[linked]] != order[linked]).any():
+            raise UserError("trace bank: a successor lies in another split or class; build the bank again")
+
+    def ranges(self, split: str) -> NDArray[np.int64]:
+        """(classes, 2): first and one-past-last window of each class in `split`; empty where the class has none."""
+        if split not in SPLITS:
+            raise UserError(f"unknown split '{split}': allowed: {', '.join(SPLITS)}")
+        order = self.split.astype(np.int64) * len(self.class_names) + self.label
+        keys = SPLITS.index(split) * len(self.class_names) + np.arange(len(self.class_names))
+        return np.stack([np.searchsorted(order, keys, "left"), np.searchsorted(order, keys, "right")], axis=1)
+
+    def select_features(self, names: list[str] | tuple[str, ...]) -> NDArray[np.float32]:
+        """(W, len(names)) the named feature columns, contiguous.
+
+        Raises:
+            UserError: for a name that the bank does not hold.
+        """
+        missing = [name for name in names if name not in self.feature_names]
+        if missing:
+            raise UserError(f"the trace bank has no feature '{missing[0]}': it holds {', '.join(self.feature_names)}")
+        return np.ascontiguousarray(self.features[:, [self.feature_names.index(name) for name in names]])
+
+    def with_sensors(self, sensors: NDArray[np.float32]) -> TraceBank:
+        """The same windows with other readings (noise controls, ablations)."""
+        return dataclasses.replace(self, sensors=np.ascontiguousarray(sensors, dtype=np.float32))
+
+    def _words(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _ARRAYS}
+
+    def save(self, folder: Path, meta: dict[str, Any]) -> None:
+        """Write the bank as an artifact folder of `.npy` files, atomically."""
+        with new_artifact(folder, "trace-bank", {**meta, "bank": self._words()}) as target:
+            for name in _ARRAYS:
+                np.save(target / f"{name}.npy", np.ascontiguousarray(getattr(self, name)), allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> TraceBank:
+        """Open a saved bank, memory-mapped.
+
+        Raises:
+            UserError: when the folder is missing, is no bank, or was altered.
+        """
+        words = open_artifact(folder, "trace-bank")["bank"]
+        arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+        fixed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in words.items()}
+        return cls(**arrays, **fixed)
+
+    def bundle(self, path: Path = BUNDLED) -> None:
+        """Write the bank as one small compressed file, to ship with the code."""
+        words = {key: np.array(value) for key, value in self._words().items()}
+        small = {name: getattr(self, name) for name in _ARRAYS}
+        small |= {"features": self.features.astype(np.float16), "sensors": self.sensors.astype(np.float16)}
+        np.savez_compressed(path, allow_pickle=False, **{**small, **words})
+
+    @classmethod
+    def bundled(cls) -> TraceBank:
+        """The bank that ships with the code: synthetic-profile windows with the readings of a sensor trained on such."""
+        with np.load(BUNDLED, allow_pickle=False) as stored:
+            fields = {name: stored[name] for name in stored.files}
+        arrays: dict[str, Any] = {name: fields[name].astype(np.float32) if name in ("features", "sensors") else fields[name] for name in _ARRAYS}
+        words: dict[str, Any] = {key: value.item() if value.ndim == 0 else tuple(value.tolist()) for key, value in fields.items() if key not in _ARRAYS}
+        return cls(**arrays, **words)

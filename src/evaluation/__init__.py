@@ -1,0 +1,1 @@
+"""Roll-outs, statistics, tables and figures."""

@@ -1,0 +1,1 @@
+"""Torch-facing view of the data."""
