@@ -267,8 +267,10 @@ class AttackerConfig(Section):
     """Share of steps in which a device under attack or held shows only its ordinary traffic."""
     rotate: Share
     """Of getting round a block that holds, by moving to other sources."""
+    abandon: Share
+    """Of turning away from a device on which an attempt was just stopped."""
     dormancy: int = Field(default=8, ge=0)
-    """Mean number of quiet steps after a setback that shows the attacker that it was noticed."""
+    """Mean number of quiet steps after a setback that shows the attacker that it was noticed; 0: it never hides."""
     patience: float = Field(default=20.0, gt=0)
     """Setbacks it takes: a stopped attempt counts 0.5, an isolated foothold 1, a lost foothold 4."""
 
@@ -279,11 +281,11 @@ class AttackersConfig(Section):
     profiles: list[Literal["botnet", "web_intruder"]] = Field(default=["botnet", "web_intruder"], min_length=1)
     """Drawn with equal chance at each reset."""
     botnet: AttackerConfig = AttackerConfig(
-        probe=0.35, breadth=3, engage=0.30, compromise=0.30, impact=0.15, stealth=0.25, rotate=0.12, dormancy=3, patience=30.0
+        probe=0.35, breadth=3, engage=0.30, compromise=0.30, impact=0.15, stealth=0.25, rotate=0.12, abandon=0.10, dormancy=0, patience=30.0
     )
     """Mirai-like: scans, forces passwords, infects, floods, spreads."""
     web_intruder: AttackerConfig = AttackerConfig(
-        probe=0.20, breadth=2, engage=0.20, compromise=0.22, impact=0.08, stealth=0.5, rotate=0.20, dormancy=8, patience=24.0
+        probe=0.20, breadth=2, engage=0.20, compromise=0.22, impact=0.08, stealth=0.5, rotate=0.20, abandon=0.10, dormancy=8, patience=24.0
     )
     """Scans, breaks in through web interfaces, spoofs inside, exfiltrates."""
 
@@ -485,13 +487,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _explain(error: ValidationError, origin: str) -> str:
-    """First fault of a pydantic error as one line."""
+def explain(error: ValidationError, origin: str, root: type[BaseModel] | None = None) -> str:
+    """First fault of a pydantic error as one line; `root` is the model that was validated."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         *sections, key = [str(part) for part in fault["loc"]]
-        node: type[BaseModel] = Config
+        node: type[BaseModel] = root or Config
         for section in sections:
             kind = node.model_fields[section].annotation
             if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -533,7 +535,7 @@ def load_config(
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(_explain(error, str(path) if path is not None else "configuration")) from error
+        raise UserError(explain(error, str(path) if path is not None else "configuration")) from error
 
 
 def describe(config: Config | None = None) -> str:

@@ -44,6 +44,8 @@ class TraceBank:
     feature_names: tuple[str, ...]
     sensor_names: tuple[str, ...]
     class_names: tuple[str, ...]
+    class_families: tuple[str, ...]
+    """Family of each class."""
     source: str
     """`real` or `synthetic profile`."""
     site: str
@@ -65,11 +67,12 @@ class TraceBank:
             "sensors": self.sensors.shape == (count, len(self.sensor_names)),
             "successor": self.successor.shape == (count,) and bool(((self.successor >= -1) & (self.successor < count)).all()),
             "label": self.label.shape == (count,) and bool(((self.label >= 0) & (self.label < len(self.class_names))).all()),
+            "class_families": len(self.class_families) == len(self.class_names),
             "split": self.split.shape == (count,) and bool(((self.split >= 0) & (self.split < len(SPLITS))).all()),
         }
         for name, fits in checks.items():
             if not fits:
-                raise UserError(f"trace bank: array '{name}' has the wrong shape {getattr(self, name).shape} or an index out of range; build the bank again")
+                raise UserError(f"trace bank: array '{name}' has the wrong shape or an index out of range; build the bank again")
         if not (np.isfinite(self.features).all() and np.abs(self.features).max() <= FEATURE_BOUND):
             raise UserError(f"trace bank: features must be finite and within +-{FEATURE_BOUND:g}; build the bank again")
         if not (np.isfinite(self.sensors).all() and self.sensors.min() >= 0 and self.sensors.max() <= 1):

@@ -1,0 +1,116 @@
+"""`IoTVectorEnv`: many environments in one call, the same worlds as as many `IoTEnv`s seeded alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from envs.dynamics import TERMS, End
+from envs.world import Simulation, open_bank, settle
+from src.config import Config
+from src.data.bank import TraceBank
+from src.errors import UserError
+
+
+class IoTVectorEnv(VectorEnv):
+    """A batch of `IoTEnv`s, stepped by one compiled call; spaces, reward and ends are those of `IoTEnv`.
+
+    Autoreset is `SAME_STEP`: where an episode ends, the observation returned is the next episode's first, and the last
+    one of the old episode lies in `info["final_obs"]` (flat or Dict, batched; rows of running environments are zero),
+    with `info["final_info"]` holding `summary` and `end`, and `info["_final_obs"]` saying which rows count.
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        scenario: str | None = None,
+        bank: TraceBank | Path | str | None = None,
+        split: str = "agent",
+        config: Config | None = None,
+        render_mode: str | None = None,
+        **settings: Any,
+    ) -> None:
+        """Build the worlds; arguments as for `IoTEnv`."""
+        if render_mode is not None:
+            raise UserError("the vector front does not render; render one IoTEnv")
+        if num_envs < 1:
+            raise UserError(f"num_envs must be at least 1, not {num_envs}")
+        self.render_mode = None
+        chosen = settle(config, {**({"scenario": scenario} if scenario is not None else {}), **settings})
+        self.simulation = Simulation(chosen, open_bank(bank), split, num_envs)
+        self.num_envs = num_envs
+        self.single_action_space = self.simulation.action_space()
+        self.single_observation_space = self.simulation.observation_space()
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._generators: list[np.random.Generator] = []
+        self._flat = np.zeros((num_envs, self.simulation.layout.size), np.float32)
+
+    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode everywhere. `seed` s seeds environment i with s + i, as gymnasium's vector environments do."""
+        if isinstance(seed, list):
+            if len(seed) != self.num_envs:
+                raise UserError(f"{len(seed)} seeds were given for {self.num_envs} environments")
+            seeds: list[int | None] = seed
+        else:
+            seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
+        fresh = not self._generators
+        for i, one in enumerate(seeds):
+            if fresh:
+                self._generators.append(np.random.Generator(np.random.PCG64(one)))
+            elif one is not None:
+                self._generators[i] = np.random.Generator(np.random.PCG64(one))
+        self._begin(np.arange(self.num_envs))
+        self._flat = self.simulation.observe()
+        return self._present(self._flat), {name: np.full(self.num_envs, value) for name, value in self.simulation.describe().items()}
+
+    def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+        """Act in every environment: (E,) or, in joint mode, (E, D)."""
+        if not self._generators:
+            raise UserError("step() needs running episodes: call reset() first")
+        sim = self.simulation
+        actions = np.asarray(actions)
+        if actions.shape != self.action_space.shape or not np.issubdtype(actions.dtype, np.integer):
+            raise UserError(f"actions must be integers of shape {self.action_space.shape}, not {actions.dtype} of {actions.shape}")
+        top = 5 if sim.joint else self.single_action_space.n - 1  # type: ignore[union-attr]
+        if actions.min() < 0 or actions.max() > top:
+            raise UserError(f"actions must lie in 0 .. {top}, not {actions.min()} .. {actions.max()}")
+        sim.step(actions.astype(np.int64, copy=False))
+        end = sim.sites["end"].copy()
+        rewards = sim.rewards.copy()
+        info: dict[str, Any] = {"reward_terms": {name: sim.terms[:, i].copy() for i, name in enumerate(TERMS)}}
+        over = end != End.RUNNING
+        if over.any():
+            which = np.flatnonzero(over)
+            last = sim.observe()
+            last[~over] = 0.0
+            summaries = [sim.summary(int(e)) for e in which]
+            columns = {name: np.zeros(self.num_envs) for name in summaries[0]}
+            for e, summary in zip(which, summaries, strict=True):
+                for name, value in summary.items():
+                    columns[name][e] = value
+            info |= {"final_obs": self._present(last), "_final_obs": over, "final_info": {"summary": columns, "end": end}, "_final_info": over}
+            self._begin(which)
+        self._flat = sim.observe()
+        return self._present(self._flat), rewards, (end == End.OVERRUN) | (end == End.EVICTED), end == End.HORIZON, info
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """(E, actions) as `IoTEnv.action_masks`."""
+        return self.simulation.masks(self._flat)
+
+    def _begin(self, which: NDArray[np.int64]) -> None:
+        keys = np.array([self._generators[i].integers(0, 2**63, dtype=np.uint64) for i in which], np.uint64)
+        self.simulation.begin(which, keys)
+
+    def _present(self, flat: NDArray[np.float32]) -> Any:
+        if self.simulation.config.env.flatten:
+            return flat.copy()
+        return {name: part.copy() for name, part in self.simulation.layout.split(flat).items()}
