@@ -171,8 +171,8 @@ def begin(world, sites, devices, which, keys):
 
 
 @njit(cache=True)
-def valid(world, site, device, d, order):
-    """Whether an order would change something. Reads only what the defender knows."""
+def valid(site, device, spared, order):
+    """Whether an order would change something; `spared` devices are never cut off. Reads only what the defender knows."""
     if order == Order.MONITOR or device.restore > 0 or device.pending != 0 or site.budget <= 0:
         return False
     if order == Order.RATE_LIMIT:
@@ -180,7 +180,7 @@ def valid(world, site, device, d, order):
     if order == Order.BLOCK:
         return device.block == 0 and device.isolate == 0
     if order == Order.ISOLATE:
-        return device.isolate == 0 and not (world.protected[d] and world.rules[0].mask_protected)
+        return device.isolate == 0 and not spared
     if order == Order.RELEASE:
         return device.rate_limit + device.block + device.isolate > 0
     return order == Order.RESTORE
@@ -227,6 +227,7 @@ def _take_effect(world, site, device, d, order):
 @njit(cache=True)
 def _obey(world, site, devices, e, orders):
     """Orders that are due take effect; new ones are paid for, and wait out their delay."""
+    spare = world.rules[0].mask_protected
     for d in range(devices.shape[1]):
         device = devices[e, d]
         if device.pending != 0:
@@ -236,7 +237,7 @@ def _obey(world, site, devices, e, orders):
                 device.pending = 0
                 _take_effect(world, site, device, d, order)
         order = orders[e, d]
-        if valid(world, site, device, d, order):
+        if order != Order.MONITOR and valid(site, device, spare and world.protected[d], order):
             site.budget -= 1
             site.orders += 1
             site.action += world.controls[order].cost
@@ -392,20 +393,20 @@ def emit(world, sites, devices):
 
 
 @njit(cache=True)
-def service_loss(world, device):
+def service_loss(controls, device):
     """Share of a device's legitimate traffic that its controls cost."""
     if device.isolate > 0 or device.restore > 0:
         return 1.0
     kept = 1.0
     if device.rate_limit > 0:
-        kept *= 1.0 - world.controls[Order.RATE_LIMIT].service_loss
+        kept *= 1.0 - controls[Order.RATE_LIMIT].service_loss
     if device.block > 0:
-        kept *= 1.0 - world.controls[Order.BLOCK].service_loss
+        kept *= 1.0 - controls[Order.BLOCK].service_loss
     return 1.0 - kept
 
 
 @njit(cache=True)
-def _harm(world, device):
+def _harm(controls, device):
     """Damage that a device does this step, before criticality."""
     if device.stage < Stage.COMPROMISED or device.isolate > 0 or device.restore > 0:
         return 0.0
@@ -413,15 +414,16 @@ def _harm(world, device):
         return FOOTHOLD_DAMAGE
     kept = 1.0
     if device.rate_limit > 0:
-        kept *= 1.0 - world.controls[Order.RATE_LIMIT].contains
+        kept *= 1.0 - controls[Order.RATE_LIMIT].contains
     if device.block > 0 and not device.evaded:
-        kept *= 1.0 - world.controls[Order.BLOCK].contains
+        kept *= 1.0 - controls[Order.BLOCK].contains
     return kept
 
 
 @njit(cache=True)
 def reward_terms(world, sites, devices, terms):
     """Write the losses of this step, (E, 5) by `TERMS`, unweighted. `transition` left the orders' costs in the site's sums."""
+    controls = world.controls
     for e in range(len(sites)):
         site = sites[e]
         service = 0.0
@@ -430,9 +432,9 @@ def reward_terms(world, sites, devices, terms):
         for d in range(devices.shape[1]):
             device = devices[e, d]
             down = device.isolate > 0 or device.restore > 0
-            loss = service_loss(world, device)
+            loss = service_loss(controls, device)
             service += world.criticality[d] * loss
-            damage += world.criticality[d] * _harm(world, device)
+            damage += world.criticality[d] * _harm(controls, device)
             safety += world.protected[d] and device.isolate > 0
             foothold = device.stage >= Stage.COMPROMISED
             if not foothold:
@@ -523,6 +525,8 @@ def observe(world, sites, devices, out):
     rules = world.rules[0]
     F = world.features.shape[1]
     S = world.sensors.shape[1]
+    controls = world.controls
+    spare = rules.mask_protected
     most = world.criticality.max()
     slowest = world.restore_time.max()
     for e in range(len(sites)):
@@ -540,15 +544,15 @@ def observe(world, sites, devices, out):
             out[e, i] = device.risk
             out[e, i + 1] = device.uncertainty
             out[e, i + 2] = device.anomaly
-            out[e, i + 3] = device.rate_limit / world.controls[Order.RATE_LIMIT].ttl
+            out[e, i + 3] = device.rate_limit / controls[Order.RATE_LIMIT].ttl
             out[e, i + 4] = device.block / world.controls[Order.BLOCK].ttl
             out[e, i + 5] = device.isolate / world.controls[Order.ISOLATE].ttl
             out[e, i + 6] = device.restore / slowest
             out[e, i + 7] = device.pending != 0
-            out[e, i + 8] = 1.0 - service_loss(world, device)
+            out[e, i + 8] = 1.0 - service_loss(controls, device)
             out[e, i + 9] = silent
             for order in range(1, 6):
-                out[e, i + 9 + order] = valid(world, site, device, d, order)
+                out[e, i + 9 + order] = valid(site, device, spare and world.protected[d], order)
             out[e, i + 15] = world.criticality[d] / most
             out[e, i + 16] = world.restore_time[d] / slowest
             out[e, i + 17] = world.protected[d]
