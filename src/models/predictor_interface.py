@@ -1,0 +1,233 @@
+"""The base predictor behind the sensor contract: probabilities, risk, uncertainty and anomaly of windows of raw traffic.
+
+Where the two scores that are no class probability come from, stated once (and in each artifact's `meta.json`):
+`uncertainty` is the predictive entropy of the calibrated probabilities, divided by that of a uniform guess; it does not tell
+ambiguous traffic from unknown traffic. `anomaly` is one minus a conformal p-value of the window's PCA reconstruction error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+from torch.nn import functional
+
+from src.data.taxonomy import FAMILIES, family_index, severity
+from src.errors import UserError
+from src.models.lstm_attack_predictor import RealDataLSTMPredictor, Scaler, load_predictor, save_predictor
+from src.predictor.interface import SensorReading
+
+SOURCES = {"uncertainty": "predictive entropy", "anomaly": "PCA reconstruction p-value"}
+"""Where the readings come from; written into each artifact."""
+
+LEVELS = ((0.2, "none"), (0.4, "low"), (0.6, "medium"), (0.8, "high"), (float("inf"), "critical"))
+"""Upper bounds (exclusive) of the risk score, each with the severity level below it."""
+
+
+@dataclass(frozen=True)
+class BenignSubspace:
+    """How far a window lies from the subspace that benign windows span (the higher, the more abnormal), and how rare that is.
+
+    The p-value is the conformal one of Vovk et al. 2005: (1 + number of calibration errors at least as large) / (1 + their number).
+    On benign windows like the calibration ones, 1 - p is uniform on [0, 1]; calibration windows overlap, so it holds up to that.
+    """
+
+    mean: Tensor
+    """(T * F,) float64 mean of scaled benign windows."""
+    components: Tensor
+    """(K, T * F) float64 orthonormal directions."""
+    reference: Tensor
+    """(M,) float64 errors of benign calibration windows, ascending."""
+
+    @classmethod
+    def fit(cls, fit: Tensor, calibrate: Tensor, kept: float = 0.95) -> BenignSubspace:
+        """Span the subspace with scaled benign windows (N, T, F), and calibrate it with others (M, T, F).
+
+        Args:
+            fit: windows of `fit`.
+            calibrate: windows of `calibrate`.
+            kept: share of variance that the subspace keeps.
+
+        Raises:
+            UserError: when there are fewer than two windows to fit or none to calibrate.
+        """
+        if len(fit) < 2 or len(calibrate) < 1:
+            raise UserError(f"{len(fit)} benign windows to fit and {len(calibrate)} to calibrate the anomaly score: too few; read more benign rows")
+        flat = fit.double().flatten(1)  # (N, T * F)
+        mean = flat.mean(dim=0)
+        values, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))  # ascending
+        share = values.clamp(min=0).flip(0).cumsum(0) / values.clamp(min=0).sum().clamp(min=1e-12)
+        count = int((share < kept).sum()) + 1
+        empty = cls(mean, vectors[:, -count:].T.contiguous(), torch.empty(0, dtype=torch.float64))
+        return cls(mean, empty.components, empty.error(calibrate).sort().values)
+
+    def error(self, scaled: Tensor) -> Tensor:
+        """(N,) squared distance of scaled windows (N, T, F) from the subspace."""
+        centred = scaled.double().flatten(1) - self.mean  # (N, T * F)
+        return (centred - (centred @ self.components.T) @ self.components).square().sum(dim=1)  # (N,)
+
+    def anomaly(self, scaled: Tensor) -> Tensor:
+        """(N,) one minus the p-value of scaled windows (N, T, F), in [0, 1)."""
+        # A window must read the same alone and in a batch: rounding may not move it past a calibration error that equals its own.
+        error = self.error(scaled) * (1 - 1e-9)
+        below = torch.searchsorted(self.reference, error)  # (N,) calibration errors that are smaller
+        return below.double() / (len(self.reference) + 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The arrays, to be saved."""
+        return {"mean": self.mean, "components": self.components, "reference": self.reference}
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The divisor of logits (N, C) that makes the probabilities of labels (N,) likeliest (Guo et al. 2017); never changes the ranking."""
+
+    def loss(log_temperature: float) -> float:
+        return float(functional.cross_entropy(logits.double() / np.exp(log_temperature), labels))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))  # type: ignore[union-attr]
+
+
+class EnhancedAttackPredictor:
+    """A trained model as a sensor (`src.predictor.interface.AttackPredictorInterface`). Runs on the CPU."""
+
+    def __init__(self, model: RealDataLSTMPredictor, subspace: BenignSubspace, feature_names: Sequence[str], class_names: Sequence[str]) -> None:
+        self.model, self.subspace = model.cpu().eval(), subspace
+        self.feature_names, self.class_names = tuple(feature_names), tuple(class_names)
+        self.sequence_length = model.config.sequence_length
+        self._severity = severity(self.class_names)  # (C,)
+        self._member = np.eye(len(FAMILIES), dtype=np.float32)[family_index(self.class_names)]  # (C, 8)
+
+    @property
+    def scaler(self) -> Scaler:
+        """Scaling of raw features, fitted on `fit` rows."""
+        return self.model.scaler
+
+    def scale(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Raw features (..., F) as the model sees them, in [-5, 5]."""
+        with torch.inference_mode():
+            return self.scaler(torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))).numpy()
+
+    def read(self, windows: NDArray[np.float32], batch_size: int = 2048) -> SensorReading:
+        """Read raw windows (N, T, F) in batches.
+
+        Raises:
+            UserError: when the shape is not (N, `sequence_length`, features) or a value is not finite (its feature is named).
+        """
+        expected = (self.sequence_length, len(self.feature_names))
+        if windows.ndim != 3 or windows.shape[1:] != expected:
+            raise UserError(f"windows have shape {windows.shape}; this sensor reads (N, {expected[0]}, {expected[1]})")
+        finite = np.isfinite(windows)
+        if not finite.all():
+            name = self.feature_names[int(np.argwhere(~finite)[0, 2])]
+            raise UserError(f"feature '{name}' holds a value that is not finite; clean the rows first")
+        probabilities = np.empty((len(windows), len(self.class_names)), dtype=np.float32)  # (N, C)
+        anomaly = np.empty(len(windows), dtype=np.float32)  # (N,)
+        with torch.inference_mode():
+            for first in range(0, len(windows), batch_size):
+                batch = torch.from_numpy(np.ascontiguousarray(windows[first : first + batch_size], dtype=np.float32))  # (B, T, F)
+                probabilities[first : first + batch_size] = self.model.predict_attack_probability(batch).numpy()
+                anomaly[first : first + batch_size] = self.subspace.anomaly(self.scaler(batch.double())).numpy()
+        entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)  # (N,)
+        return SensorReading(
+            probabilities=probabilities,
+            families=np.clip(probabilities @ self._member, 0, 1),  # (N, 8)
+            risk=np.clip(probabilities @ self._severity, 0, 1),  # (N,)
+            uncertainty=np.clip(entropy / max(np.log(len(self.class_names)), 1e-12), 0, 1).astype(np.float32),
+            anomaly=anomaly,
+        )
+
+    def predict_attack_risk(self, network_sequence: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        """Risk of one sequence of named raw features, oldest step first.
+
+        A sequence shorter than `sequence_length` is filled up on the left by repeating its oldest step, so that the newest step
+        stays the last one that the model reads; of a longer one the newest `sequence_length` steps are read. Order of keys is free.
+
+        Returns:
+            `predicted_attack` (class), `attack_category` (its family), `confidence` (its probability), `risk_score` (severity-weighted
+            probability), `is_attack` (the class is not benign), `severity_level` (none, low, medium, high, critical: fifths of the risk
+            score), `all_probabilities` (by class), `uncertainty`, `anomaly_score`.
+
+        Raises:
+            UserError: for an empty sequence, a missing or unknown feature, or a value that is no finite number.
+        """
+        if len(network_sequence) == 0:
+            raise UserError("the sequence is empty; give at least one step")
+        steps = [self._row(index, step) for index, step in enumerate(network_sequence)][-self.sequence_length :]
+        steps = [steps[0]] * (self.sequence_length - len(steps)) + steps
+        reading = self.read(np.array([steps], dtype=np.float32))
+        chosen = int(reading.probabilities[0].argmax())
+        category = FAMILIES[int(self._member[chosen].argmax())]
+        risk = float(reading.risk[0])
+        return {
+            "predicted_attack": self.class_names[chosen],
+            "attack_category": category,
+            "confidence": float(reading.probabilities[0, chosen]),
+            "risk_score": risk,
+            "is_attack": category != FAMILIES[0],
+            "severity_level": next(level for bound, level in LEVELS if risk < bound),
+            "all_probabilities": {name: float(value) for name, value in zip(self.class_names, reading.probabilities[0], strict=True)},
+            "uncertainty": float(reading.uncertainty[0]),
+            "anomaly_score": float(reading.anomaly[0]),
+        }
+
+    def _row(self, index: int, step: Mapping[str, float]) -> list[float]:
+        unknown = sorted(set(step) - set(self.feature_names))
+        if unknown:
+            raise UserError(f"step {index}: unknown feature '{unknown[0]}'; known: {', '.join(self.feature_names)}")
+        row: list[float] = []
+        for name in self.feature_names:
+            if name not in step:
+                raise UserError(f"step {index}: feature '{name}' is missing")
+            try:
+                row.append(float(step[name]))
+            except (TypeError, ValueError) as error:
+                raise UserError(f"step {index}: feature '{name}' is {step[name]!r}, not a number") from error
+            if not abs(row[-1]) <= np.finfo(np.float32).max:
+                raise UserError(f"step {index}: feature '{name}' is {step[name]!r}, not a finite number of single precision")
+        return row
+
+    def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
+        """Write the sensor as an artifact folder, atomically."""
+        names = {"feature_names": self.feature_names, "class_names": self.class_names}
+        save_predictor(folder, self.model, {**meta, **names, **SOURCES}, self.subspace.tensors())
+
+    @classmethod
+    def load(cls, folder: Path) -> EnhancedAttackPredictor:
+        """Open a saved sensor.
+
+        Raises:
+            UserError: when the folder is missing, altered, or its arrays do not fit each other.
+        """
+        model, meta = load_predictor(folder)
+        try:
+            arrays = load_file(folder / "sensor.safetensors")
+            subspace = BenignSubspace(arrays["mean"], arrays["components"], arrays["reference"])
+            subspace.anomaly(torch.zeros(1, model.config.sequence_length, model.config.input_size))
+        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"artifact '{folder}' holds no usable sensor ({' '.join(str(error).split())}); train it again") from error
+        return cls(model, subspace, meta["feature_names"], meta["class_names"])
+
+
+def _load_pyfunc(path: str) -> _Served:
+    """Entry point of MLflow's model format: opens the artifact that was stored with the run; nothing is unpickled."""
+    return _Served(EnhancedAttackPredictor.load(Path(path)))
+
+
+class _Served:
+    """A sensor that answers arrays with arrays, as model servers want it."""
+
+    def __init__(self, sensor: EnhancedAttackPredictor) -> None:
+        self.sensor = sensor
+
+    def predict(self, model_input: NDArray[np.float32], params: dict[str, Any] | None = None) -> NDArray[np.float32]:
+        """Readings (N, 11) of raw windows (N, T, F); columns follow `src.predictor.interface.sensor_names`."""
+        return self.sensor.read(np.asarray(model_input, dtype=np.float32)).table()

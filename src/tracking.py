@@ -1,0 +1,233 @@
+"""Experiment tracking: one parent run an invocation, nested runs a phase and a seed. The only module that imports mlflow.
+
+By default runs go to SQLite and a folder of files under `compute.artifacts`; `mlflow.tracking_uri` names a server instead.
+Models are stored in MLflow's loader-module form: the artifact folder itself (safetensors, `meta.json`, checksums) with the code that
+opens it. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+# Read by mlflow when it is imported: no telemetry, no log lines, and short patience with a dead server. What the user set stays.
+os.environ.update(
+    {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_RECORD_ENV_VARS_IN_MODEL_LOGGING": "false",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        **os.environ,
+    }
+)
+
+import mlflow
+import mlflow.pyfunc
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import infer_signature
+from numpy.typing import NDArray
+
+from src.artifacts import command, git_commit
+from src.config import Config
+from src.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+logging.getLogger("alembic").setLevel(logging.ERROR)  # announces each migration of a new database otherwise
+
+CODE = Path(__file__).parent
+"""Stored beside each model, so that a server can open it without this checkout."""
+
+BATCH = 100
+"""Largest number of parameters that MLflow takes at once."""
+
+_PARENT = "mlflow.parentRunId"
+_REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pydantic", "PyYAML", "mlflow")
+
+
+class Tracker:
+    """Logs to one run. Meets `src.training.lstm_trainer.TrainingLog`."""
+
+    def __init__(self, client: mlflow.MlflowClient, experiment_id: str, run_id: str, config: Config) -> None:
+        self._client, self._experiment, self._config = client, experiment_id, config
+        self.run_id = run_id
+
+    @property
+    def uri(self) -> str:
+        """Of the store, as `mlflow ui --backend-store-uri` takes it."""
+        return self._client.tracking_uri
+
+    @contextlib.contextmanager
+    def nested(self, name: str, tags: Mapping[str, Any] | None = None) -> Iterator[Tracker]:
+        """A run below this one (a phase, a seed); ends FINISHED, FAILED, or KILLED on Ctrl-C."""
+        run = self._client.create_run(self._experiment, tags={**_tags(self._config), **_plain(tags), _PARENT: self.run_id}, run_name=name)
+        with _ending(self._client, run.info.run_id):
+            yield Tracker(self._client, self._experiment, run.info.run_id, self._config)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Add tags, e.g. `data_source` and `data_hash`."""
+        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in _plain(tags).items()])
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters; sections within are flattened to dotted names."""
+        flat = [Param(key, str(value)) for key, value in flatten(params).items()]
+        for first in range(0, len(flat), BATCH):
+            self._client.log_batch(self.run_id, params=flat[first : first + BATCH])
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers, of a step (an epoch, an environment step) or final; `/` in a name groups charts."""
+        now = int(time.time() * 1000)
+        rows = [Metric(re.sub(r"[^\w\-./ :]", "_", key), float(value), now, step or 0) for key, value in metrics.items()]
+        self._client.log_batch(self.run_id, metrics=rows)
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        """Store a figure as a file."""
+        self._client.log_figure(self.run_id, figure, path)
+
+    def log_table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
+        """Store rows of equal keys as a JSON table, which the UI shows and compares."""
+        if rows:
+            with _quiet():
+                self._client.log_table(self.run_id, {key: [row[key] for row in rows] for key in rows[0]}, path)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a file, or a folder with all that is in it."""
+        store = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
+        store(self.run_id, str(path), folder)
+
+    def log_model(self, name: str, folder: Path, loader: str, example: NDArray[np.float32], output: NDArray[np.float32], alias: str = "champion") -> str:
+        """Store an artifact folder as a model with signature and input example; register it when the configuration says so.
+
+        Args:
+            name: of the registered model.
+            folder: the artifact.
+            loader: module whose `_load_pyfunc(path)` opens the artifact and returns an object with `predict`.
+            example: (N, ...) input.
+            output: (N, ...) what the model answers to it.
+            alias: given to the new version.
+
+        Returns:
+            URI of the model, by alias if it was registered.
+        """
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri(self.uri)
+        try:
+            with mlflow.start_run(run_id=self.run_id, nested=True):
+                info = mlflow.pyfunc.log_model(
+                    name=name,
+                    loader_module=loader,
+                    data_path=str(folder),
+                    code_paths=[str(CODE)],
+                    signature=infer_signature(example, output),
+                    input_example=example,
+                    pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in _REQUIREMENTS],
+                )
+            self._client.update_run(self.run_id, status="RUNNING")  # `start_run` has ended it on leaving
+            if not self._config.mlflow.register_models:
+                return info.model_uri
+            with contextlib.suppress(MlflowException):  # it exists
+                self._client.create_registered_model(name)
+            version = self._client.create_model_version(name, info.model_uri, self.run_id, model_id=info.model_id)
+            self._client.set_registered_model_alias(name, alias, version.version)
+        finally:
+            mlflow.set_tracking_uri(before)
+        return f"models:/{name}@{alias}"
+
+
+@contextlib.contextmanager
+def tracking(config: Config, name: str, tags: Mapping[str, Any] | None = None, resume: str | None = None) -> Iterator[Tracker]:
+    """The parent run of an invocation: logs the configuration as parameters; ends FINISHED, FAILED, or KILLED on Ctrl-C.
+
+    Args:
+        config: sections `mlflow` and `compute` say where runs go; all of it is logged.
+        name: of the run.
+        tags: besides command, git commit and seed, which each run has.
+        resume: id of a run to go on with.
+
+    Raises:
+        UserError: when the store cannot be reached, or has no run to resume.
+    """
+    client, experiment = _connect(config)
+    if resume is None:
+        run_id = client.create_run(experiment, tags={**_tags(config), **_plain(tags)}, run_name=name).info.run_id
+    else:
+        try:
+            client.update_run(resume, status="RUNNING")
+        except MlflowException as error:
+            raise UserError(f"no run '{resume}' in {client.tracking_uri} to resume") from error
+        run_id = resume
+    tracker = Tracker(client, experiment, run_id, config)
+    with _ending(client, run_id):
+        if resume is None:
+            tracker.log_params(config.model_dump(mode="json"))
+        yield tracker
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _plain(tags: Mapping[str, Any] | None) -> dict[str, str]:
+    return {key: str(value) for key, value in (tags or {}).items()}
+
+
+def _tags(config: Config) -> dict[str, str]:
+    words = {"command": command(), "git_commit": git_commit(), "seed": str(config.compute.seed)}
+    return {**words, "mlflow.source.name": command(), "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": git_commit()}
+
+
+def _connect(config: Config) -> tuple[mlflow.MlflowClient, str]:
+    """Client and id of the experiment, which is made if it is new."""
+    root = config.compute.artifacts.resolve()
+    uri = config.mlflow.tracking_uri or f"sqlite:///{(root / 'mlflow.db').as_posix()}"
+    place = None if config.mlflow.tracking_uri else (root / "mlruns").as_uri()
+    try:
+        if place is not None:
+            root.mkdir(parents=True, exist_ok=True)
+        with _quiet():
+            client = mlflow.MlflowClient(uri)
+            found = client.get_experiment_by_name(config.mlflow.experiment)
+            return client, client.create_experiment(config.mlflow.experiment, artifact_location=place) if found is None else found.experiment_id
+    except Exception as error:  # each kind of store fails in its own way; each means the same to the user
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot track runs in '{uri}': {reason}; set mlflow.tracking_uri, or compute.artifacts to a writable folder") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep mlflow's own use of what SQLAlchemy and pandas deprecate from the user, who cannot change it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _ending(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run_id, status)
