@@ -9,5 +9,11 @@ from src.data.bank import TraceBank
 
 __all__ = ["IoTEnv", "IoTVectorEnv", "Order", "TraceBank"]
 
-# The environment counts its own horizon and reports it as truncation, so no TimeLimit is wrapped around it.
-register(id="IoTDefense-v0", entry_point="envs.iot_env:IoTEnv", vector_entry_point="envs.vector_env:IoTVectorEnv", disable_env_checker=False)
+# The environment counts its own horizon and checks its own input, so no wrapper is put around it.
+register(
+    id="IoTDefense-v0",
+    entry_point="envs.iot_env:IoTEnv",
+    vector_entry_point="envs.vector_env:IoTVectorEnv",
+    disable_env_checker=True,
+    order_enforce=False,
+)

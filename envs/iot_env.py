@@ -125,4 +125,4 @@ class IoTEnv(gym.Env):
         self._flat = self.simulation.observe()
         if self.simulation.config.env.flatten:
             return self._flat[0].copy()
-        return {name: part.copy() for name, part in self.simulation.layout.split(self._flat[0]).items()}
+        return self.simulation.layout.named(self._flat[0])

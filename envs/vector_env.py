@@ -113,4 +113,4 @@ class IoTVectorEnv(VectorEnv):
     def _present(self, flat: NDArray[np.float32]) -> Any:
         if self.simulation.config.env.flatten:
             return flat.copy()
-        return {name: part.copy() for name, part in self.simulation.layout.split(flat).items()}
+        return self.simulation.layout.named(flat)

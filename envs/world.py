@@ -62,13 +62,17 @@ class Layout:
         return spaces.Box(low, high, dtype=np.float32)
 
     def dict_space(self) -> spaces.Dict:
-        """Bounds of the observation as named parts, each (devices, floats), and `context`."""
+        """Bounds of the observation as named parts."""
         flat = self.flat_space()
-        return spaces.Dict({name: spaces.Box(flat_part, high, dtype=np.float32) for name, (flat_part, high) in self._bounds(flat).items()})
+        lows, highs = self.named(flat.low), self.named(flat.high)
+        return spaces.Dict({name: spaces.Box(lows[name], highs[name], dtype=np.float32) for name in lows})
 
-    def _bounds(self, flat: spaces.Box) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        lows, highs = self.split(flat.low), self.split(flat.high)
-        return {name: (lows[name], highs[name]) for name in lows}
+    def named(self, flat: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """(..., size) -> the Dict observation: each part (..., devices x floats), device by device; copies.
+
+        One-dimensional per environment, since that is what Stable-Baselines3's MultiInputPolicy reads without a warning.
+        """
+        return {name: part.reshape(*flat.shape[:-1], -1).copy() for name, part in self.split(flat).items()}
 
     def split(self, flat: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """(..., size) -> the named parts, (..., devices, floats) and (..., 2); views where numpy can."""
@@ -141,7 +145,8 @@ class Simulation:
 
     def truth(self, e: int) -> dict[str, Any]:
         """The hidden state of one environment, copied."""
-        return {"site": {name: self.sites[e][name].item() for name in ("profile", "start", "patience", "dormant")}, "devices": self.devices[e].copy()}
+        attacker = {name: self.sites[e][name].item() for name in ("profile", "start", "patience", "dormant")}
+        return {**attacker, **{name: self.devices[e][name].copy() for name in ("stage", "technique", "evaded", "patched")}}
 
     def summary(self, e: int) -> dict[str, float]:
         """What the episode came to, counted apart from the reward. Times are in steps, -1 where it never happened.
