@@ -1,0 +1,330 @@
+"""Reader of CICIoT2023's CSVs (Neto et al. 2023, Sensors 23(13):5941), both releases, all three layouts.
+
+Layouts: one capture a file (label from the file name, rows in capture order), merged files and the classic release's
+parts (a `label` column, rows shuffled), samples (`label_multiclass`). A *mixed* file is one with a label column.
+
+Policy, each case counted in the report:
+
+* A capture is cut where a row holds fewer packets than the file's window size (10 or 100): such a row ends a chunk of
+  the capture, and the clock starts anew behind it. A chunk whose last row happens to be full is not seen (about one in
+  10 or in 100).
+* `Std` and `Variance` are empty for a row of one packet: 0. A column with no value at all is an error.
+* `Rate` (and `Srate`, `Drate`) is infinite or empty where all packets of a row share one timestamp. It is left infinite
+  here; `src.data.dataset` replaces it.
+* A row with any other missing or infinite cell, or without a label (some merged files are truncated at the source), is
+  dropped; in a capture, a chunk ends there.
+* Rows of a mixed file that repeat, at single precision, a row of a per-attack file of the same family are dropped, so a
+  sample may lie in the same folder as the captures it was drawn from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from src.data.taxonomy import LABELS, canonical
+from src.data.windows import rebuild_time
+from src.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_FLAGS = ("fin_flag_number", "syn_flag_number", "rst_flag_number", "psh_flag_number", "ack_flag_number", "ece_flag_number", "cwr_flag_number")
+_SIZES = ("Tot sum", "Min", "Max", "AVG", "Std", "Tot size", "IAT", "Number")
+_PORTS = ("HTTP", "HTTPS", "DNS", "Telnet", "SMTP", "SSH", "IRC", "TCP", "UDP", "DHCP", "ARP", "ICMP")
+
+FEATURES_39: tuple[str, ...] = (
+    *("Header_Length", "Protocol Type", "Time_To_Live", "Rate", *_FLAGS, "ack_count", "syn_count", "fin_count", "rst_count"),
+    *(*_PORTS, "IGMP", "IPv", "LLC", *_SIZES, "Variance"),
+)
+"""The newer release's columns, in its order."""
+
+FEATURES_46: tuple[str, ...] = (
+    *("flow_duration", "Header_Length", "Protocol Type", "Duration", "Rate", "Srate", "Drate", *_FLAGS),
+    *("ack_count", "syn_count", "fin_count", "urg_count", "rst_count", *_PORTS, "IPv", "LLC", *_SIZES),
+    *("Magnitue", "Radius", "Covariance", "Variance", "Weight"),
+)
+"""The classic release's columns, in its order (`Magnitue` is its spelling)."""
+
+RATES = ("Rate", "Srate", "Drate")
+_GAPS = ("Std", "Variance")
+_LABEL_COLUMNS = ("label_multiclass", "label")
+_BATCH = 200_000
+
+
+@dataclass(frozen=True)
+class Capture:
+    """Rows of one label: a capture in order, or the shuffled rows of every mixed file."""
+
+    label: str
+    """Canonical name."""
+    ordered: bool
+    """Whether rows stand in capture order."""
+    features: NDArray[np.float32]
+    """(N, F) finite, but for infinite rates."""
+    chunk: NDArray[np.int32]
+    """(N,) contiguous run that each row belongs to, from 0."""
+    start: NDArray[np.float64]
+    """(N,) seconds since the start of the chunk; NaN where it cannot be known."""
+    duration: NDArray[np.float64]
+    """(N,) seconds; NaN where it cannot be known."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A CSV whose header was understood."""
+
+    path: Path
+    columns: tuple[str, ...]
+    """The file's own spelling of the features, in the release's order."""
+    label_column: str | None
+    label: str | None
+    features: tuple[str, ...]
+
+
+def row_hashes(features: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """(N,) a hash of each row's exact values; equal rows have equal hashes."""
+    return pl.from_numpy(np.ascontiguousarray(features)).hash_rows(seed=0).to_numpy()
+
+
+def _files(root: Path) -> list[Path]:
+    if root.is_file():
+        return [root]
+    if not root.exists():
+        raise UserError(f"data.root '{root}' does not exist: give a folder of CICIoT2023 CSVs or one CSV, or null for the synthetic profile")
+    # Captures of one class are numbered without padding: 2 comes before 12.
+    natural = lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.as_posix())]  # noqa: E731
+    found = sorted((path for path in root.rglob("*.csv") if path.is_file()), key=natural)
+    if not found:
+        raise UserError(f"data.root '{root}' holds no .csv file (searched recursively)")
+    return found
+
+
+def _understand(path: Path) -> _Source:
+    """Read the header: which release, which columns, where the label is."""
+    try:
+        header = pl.read_csv(path, n_rows=0, infer_schema=False).columns
+    except pl.exceptions.NoDataError:
+        raise UserError(f"'{path}' is empty: a CICIoT2023 CSV has a header and rows") from None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"'{path}' cannot be read as CSV: {str(error).splitlines()[0]}") from error
+    plain = {name.strip().lower().replace("magnitude", "magnitue"): name for name in header}
+    release = min((FEATURES_39, FEATURES_46), key=lambda names: sum(name.lower() not in plain for name in names))
+    missing = [name for name in release if name.lower() not in plain]
+    if missing:
+        near = difflib.get_close_matches(missing[0], header, n=1)
+        hint = f" (nearest found: '{near[0]}')" if near else ""
+        raise UserError(
+            f"'{path}': column '{missing[0]}'{hint} of CICIoT2023's {len(release)}-feature release is missing"
+            f"{f', and {len(missing) - 1} more' if len(missing) > 1 else ''}; found: {', '.join(header)}"
+        )
+    label_column = next((plain[name] for name in _LABEL_COLUMNS if name in plain), None)
+    label = None
+    if label_column is None:
+        try:
+            label = canonical(path.name)
+        except UserError as error:
+            raise UserError(f"'{path}' has no label column (label, Label or label_multiclass), and its file name is no label: {error}") from None
+    return _Source(path, tuple(plain[name.lower()] for name in release), label_column, label, release)
+
+
+def _batches(source: _Source) -> Iterator[tuple[NDArray[np.float64], list[str | None] | None]]:
+    """Features (n, F) in double precision, and labels of a mixed file, batch by batch in file order."""
+    types: dict[str, Any] = dict.fromkeys(source.columns, pl.Float64)
+    wanted = [*source.columns]
+    if source.label_column is not None:
+        types[source.label_column] = pl.String
+        wanted.append(source.label_column)
+    try:
+        lazy = pl.scan_csv(source.path, schema_overrides=types, glob=False).select(wanted)
+        for frame in lazy.collect_batches(chunk_size=_BATCH, maintain_order=True):
+            labels = frame[source.label_column].to_list() if source.label_column is not None else None
+            yield frame.select(source.columns).to_numpy().astype(np.float64, copy=False), labels
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"'{source.path}': {str(error).splitlines()[0]}; every feature must be a number") from error
+
+
+class _Cleaner:
+    """Applies the policy to batches, and counts."""
+
+    def __init__(self, features: tuple[str, ...], report: Counter[str]) -> None:
+        self.report = report
+        self.number = features.index("Number")
+        self.rates = [features.index(name) for name in RATES if name in features]
+        self.gaps = [features.index(name) for name in _GAPS]
+        self.other = np.array([index for index in range(len(features)) if index not in self.rates])
+
+    def __call__(self, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """The values with the known gaps closed, and (n,) which rows to keep."""
+        values = values.copy()
+        self.report["rows read"] += len(values)
+        self.report["inf cells"] += int(np.isinf(values).sum())
+        self.report["NaN cells"] += int(np.isnan(values).sum())
+        for column in self.rates:
+            values[np.isnan(values[:, column]) & (values[:, self.number] >= 1), column] = np.inf
+        for column in self.gaps:
+            values[np.isnan(values[:, column]) & (values[:, self.number] <= 1), column] = 0.0
+        keep: NDArray[np.bool_] = np.logical_and(np.isfinite(values[:, self.other]).all(axis=1), ~np.isnan(values).any(axis=1))
+        self.report["rows incomplete"] += int((~keep).sum())
+        return values, keep
+
+
+def _check_columns(source: _Source, seen: NDArray[np.bool_], rows: int) -> None:
+    if rows == 0:
+        raise UserError(f"'{source.path}' has a header but no rows")
+    if not seen.all():
+        raise UserError(f"'{source.path}': column '{source.columns[int(np.argmin(seen))]}' has no value in any of {rows} rows")
+
+
+def _read_capture(
+    source: _Source, clean: _Cleaner, quota: int | None, hashes: list[NDArray[np.uint64]] | None
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Rows of one capture up to `quota`, and the chunk of each; the hash of every row of the file is added to `hashes`."""
+    parts: list[NDArray[np.float64]] = []
+    breaks: list[NDArray[np.bool_]] = []
+    seen, rows, taken = np.zeros(len(source.columns), dtype=bool), 0, 0
+    for values, _ in _batches(source):
+        seen |= ~np.isnan(values).all(axis=0)
+        rows += len(values)
+        values, keep = clean(values)
+        if hashes is not None:
+            hashes.append(row_hashes(values[keep].astype(np.float32)))
+        room = len(values) if quota is None else quota - taken
+        if room > 0:
+            kept = np.flatnonzero(keep)[:room]
+            parts.append(values[kept])
+            breaks.append(np.diff(kept, prepend=-1) > 1)
+            taken += len(kept)
+        elif hashes is None:
+            break
+    _check_columns(source, seen, rows)
+    values, broken = np.concatenate(parts) if parts else np.empty((0, len(source.columns))), np.concatenate(breaks) if breaks else np.empty(0, bool)
+    if source.features is FEATURES_39 and len(values):
+        number = values[:, clean.number]
+        broken[1:] |= number[:-1] < number.max()
+    broken[:1] = False
+    return values, np.cumsum(broken, dtype=np.int32)
+
+
+def _read_mixed(
+    source: _Source, clean: _Cleaner, excluded: Collection[str], quota: dict[str, int] | None, repeated: dict[str, NDArray[np.uint64]]
+) -> dict[str, list[NDArray[np.float64]]]:
+    """Rows of a mixed file by label; `quota` (rows still wanted of each label) is counted down."""
+    found: dict[str, list[NDArray[np.float64]]] = {}
+    spelled: dict[str, str] = {}
+    seen, rows = np.zeros(len(source.columns), dtype=bool), 0
+    for values, raw in _batches(source):
+        assert raw is not None
+        seen |= ~np.isnan(values).all(axis=0)
+        rows += len(values)
+        values, keep = clean(values)
+        labels = pl.Series(raw, dtype=pl.String)
+        for name in labels.unique().drop_nulls().to_list():
+            if name not in spelled:
+                try:
+                    spelled[name] = canonical(name)
+                except UserError as error:
+                    raise UserError(f"'{source.path}', column '{source.label_column}': {error}") from None
+            label = spelled[name]
+            if label in excluded:
+                clean.report["rows of excluded labels"] += int((labels == name).sum())
+                continue
+            part = values[(labels == name).fill_null(False).to_numpy() & keep]
+            family = LABELS[label].family
+            if family in repeated:
+                again = np.isin(row_hashes(part.astype(np.float32)), repeated[family])
+                clean.report["rows repeated from a per-attack file"] += int(again.sum())
+                part = part[~again]
+            if quota is not None:
+                part = part[: quota[label]]
+                quota[label] -= len(part)
+            if len(part):
+                found.setdefault(label, []).append(part)
+        clean.report["rows without a label"] += labels.null_count()
+    _check_columns(source, seen, rows)
+    return found
+
+
+def read_ciciot2023(root: Path, exclude: Collection[str] = (), max_rows_per_class: int | None = None) -> tuple[list[Capture], tuple[str, ...], dict[str, int]]:
+    """Read every CSV below `root`, batch by batch; memory grows with the rows kept, not with the rows read.
+
+    Args:
+        root: a folder, searched recursively, or one CSV.
+        exclude: canonical labels to leave out.
+        max_rows_per_class: rows kept of each label, from the start of its captures.
+
+    Returns:
+        Captures in file order (ordered ones first), feature names of the release, and counts of what was met.
+
+    Raises:
+        UserError: for a missing or empty folder or file, a missing column, no label, an unknown label, a cell that is no
+            number, a column without a value, or both releases in one folder.
+    """
+    excluded = excluded_set(exclude)
+    sources = [_understand(path) for path in _files(root)]
+    features = sources[0].features
+    for source in sources:
+        if source.features is not features:
+            raise UserError(
+                f"data.root '{root}' mixes releases: '{sources[0].path.name}' has {len(features)} features, "
+                f"'{source.path.name}' has {len(source.features)}; keep one release a folder"
+            )
+    report: Counter[str] = Counter(files=len(sources))
+    clean = _Cleaner(features, report)
+    quota = None if max_rows_per_class is None else dict.fromkeys(LABELS, max_rows_per_class)
+    mixed = [source for source in sources if source.label is None]
+    hashes: dict[str, list[NDArray[np.uint64]]] = {}
+    captures: list[Capture] = []
+    for source in sources:
+        if source.label is None:
+            continue
+        family = hashes.setdefault(LABELS[source.label].family, []) if mixed else None
+        room = 0 if source.label in excluded else None if quota is None else quota[source.label]
+        if room == 0 and family is None:
+            continue
+        values, chunk = _read_capture(source, clean, room, family)
+        if len(values) == 0:
+            continue
+        if quota is not None:
+            quota[source.label] -= len(values)
+        captures.append(_capture(source.label, True, values, chunk, features))
+    repeated = {family: np.unique(np.concatenate(parts)) for family, parts in hashes.items() if parts}
+    by_label: dict[str, list[NDArray[np.float64]]] = {}
+    for source in mixed:
+        for label, parts in _read_mixed(source, clean, excluded, quota, repeated).items():
+            by_label.setdefault(label, []).extend(parts)
+    for label, parts in by_label.items():
+        values = np.concatenate(parts)
+        captures.append(_capture(label, False, values, np.zeros(len(values), dtype=np.int32), features))
+    if not captures:
+        raise UserError(f"data.root '{root}': no row is left; data.exclude_labels drops {', '.join(sorted(exclude)) or 'nothing'}")
+    report["rows kept"] = sum(len(capture.features) for capture in captures)
+    log.info("read %s: %s", root, ", ".join(f"{name} {count}" for name, count in report.items()))
+    return captures, features, dict(report)
+
+
+def excluded_set(exclude: Collection[str]) -> frozenset[str]:
+    """Canonical names of the labels to leave out.
+
+    Raises:
+        UserError: for a name that is no label.
+    """
+    return frozenset(canonical(name) for name in exclude)
+
+
+def _capture(label: str, ordered: bool, values: NDArray[np.float64], chunk: NDArray[np.int32], features: tuple[str, ...]) -> Capture:
+    unknown = np.full(len(values), np.nan)
+    start, duration = unknown, unknown
+    if features is FEATURES_39:  # the classic release's IAT is epoch time / 20 and its Number a position: no clock to rebuild
+        iat, number, rate = (values[:, features.index(name)] for name in ("IAT", "Number", "Rate"))
+        start, duration = rebuild_time(iat, number, rate, chunk)
+    return Capture(label, ordered, values.astype(np.float32), chunk, start if ordered else unknown, duration)

@@ -1,0 +1,148 @@
+"""The data as everyone else sees it: four sides of finite rows, with labels, contiguous runs and time."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.config import DataConfig
+from src.data.ciciot2023 import RATES, Capture, excluded_set, read_ciciot2023, row_hashes
+from src.data.splits import SIDES, block_side, copies, segments
+from src.data.synthetic import Profile
+from src.data.taxonomy import in_order
+from src.data.windows import window_starts
+from src.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """N rows of one side: captures one after another, each in file order."""
+
+    features: NDArray[np.float32]
+    """(N, F) finite."""
+    label: NDArray[np.int16]
+    """(N,) index into `Dataset.class_names`."""
+    segment: NDArray[np.int32]
+    """(N,) id of the contiguous run inside one chunk, capture and side; a window never crosses two."""
+    start: NDArray[np.float64]
+    """(N,) seconds since the start of the chunk; NaN where rows are assembled or the release has no clock."""
+    duration: NDArray[np.float64]
+    """(N,) seconds that the row covers; NaN in the classic release."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Rows by side, and what is known of them."""
+
+    feature_names: tuple[str, ...]
+    class_names: tuple[str, ...]
+    """Canonical labels present, benign first, in the order of the taxonomy."""
+    splits: dict[str, Rows]
+    """By `fit` (everything that is fitted), `calibrate` (thresholds, early stopping), `agent` (traces), `test`."""
+    source: str
+    """`real` or `synthetic profile`."""
+    site: str
+    assembled: tuple[str, ...]
+    """Classes with rows that are not in capture order; results on their windows must say so."""
+    data_hash: str
+    """SHA-256 of features, labels, runs and names of every side."""
+    report: dict[str, int | float]
+    """Counts of what was read, replaced and dropped."""
+
+
+def load_dataset(config: DataConfig, seed: int) -> Dataset:
+    """Read CICIoT2023 from `config.root`, or draw traffic from the embedded profile, and divide it.
+
+    An infinite `Rate` (all packets of a row share one timestamp) becomes the largest finite one of the `fit` side.
+
+    Args:
+        config: section `data`.
+        seed: of the draw; real data do not depend on it.
+
+    Raises:
+        UserError: for wrong input (see `read_ciciot2023`), or a class too small for a window on each side.
+    """
+    if config.root is None:
+        rows = min(config.synthetic_rows_per_class, config.max_rows_per_class or config.synthetic_rows_per_class)
+        captures, names = Profile.embedded().captures(rows, np.random.default_rng(seed), excluded_set(config.exclude_labels))
+        counted, source = {"rows drawn": sum(len(capture.features) for capture in captures)}, "synthetic profile"
+    else:
+        captures, names, counted = read_ciciot2023(config.root, config.exclude_labels, config.max_rows_per_class)
+        source = "real"
+    return _divide(captures, names, config, source, dict(counted))
+
+
+def _divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig, source: str, report: dict[str, int | float]) -> Dataset:
+    classes = in_order([capture.label for capture in captures])
+    shares = [getattr(config.fractions, side) for side in SIDES]
+    sides = [block_side(len(capture.features), shares, config.gap, config.window) for capture in captures]
+    features = np.concatenate([capture.features for capture in captures])
+    side = np.concatenate(sides)
+    report["rows lost to gaps"] = int((side < 0).sum())
+    report["captures too short to divide"] = sum(bool((part == 0).all()) for part in sides)
+    _finite_rates(features, side, names, report)
+    hashes = row_hashes(features)
+    removed = copies(side, hashes)
+    report["duplicate rows"] = len(hashes) - len(np.unique(hashes))
+    report["rows dropped as copies of a later side"] = int(removed.sum())
+    for index, name in enumerate(SIDES[:-1]):
+        report[f"rows dropped from {name} as copies"] = int((removed & (side == index)).sum())
+    report["constant columns"] = int((np.ptp(features[side == 0], axis=0) == 0).sum())
+
+    label = np.concatenate([np.full(len(capture.features), classes.index(capture.label), dtype=np.int16) for capture in captures])
+    start = np.concatenate([capture.start for capture in captures])
+    duration = np.concatenate([capture.duration for capture in captures])
+    segment = np.empty(len(side), dtype=np.int64)
+    first, used = 0, 0
+    for capture, part in zip(captures, sides, strict=True):
+        here = slice(first, first + len(part))
+        found = segments(capture.chunk, part, removed[here], capture.ordered)
+        segment[here] = np.where(found >= 0, found + used, -1)
+        used += int(found.max(initial=-1)) + 1
+        first += len(part)
+    splits: dict[str, Rows] = {}
+    for index, name in enumerate(SIDES):
+        mine = (side == index) & (segment >= 0)
+        splits[name] = Rows(features[mine], label[mine], segment[mine].astype(np.int32), start[mine], duration[mine])
+        report[f"rows in {name}"] = int(mine.sum())
+        _require_windows(splits[name], name, classes, config.window)
+    assembled = in_order([capture.label for capture in captures if not capture.ordered])
+    log.info("%s: %s", source, ", ".join(f"{name} {count}" for name, count in report.items()))
+    return Dataset(names, classes, splits, source, "CICIoT2023", assembled, _hash(splits, names, classes), report)
+
+
+def _finite_rates(features: NDArray[np.float32], side: NDArray[np.int8], names: tuple[str, ...], report: dict[str, int | float]) -> None:
+    """Replace infinite rates in place by the largest finite one of `fit`."""
+    for name in RATES:
+        if name in names:
+            column = features[:, names.index(name)]
+            infinite = np.isinf(column)
+            if infinite.any():
+                column[infinite] = np.max(column[(side == 0) & ~infinite], initial=0.0)
+                report[f"infinite {name} replaced"] = int(infinite.sum())
+                report[f"{name} in their place"] = float(column[infinite][0])
+
+
+def _require_windows(rows: Rows, side: str, classes: tuple[str, ...], window: int) -> None:
+    counts = np.bincount(rows.label[window_starts(rows.segment, window)], minlength=len(classes))
+    if counts.min() == 0:
+        name = classes[int(np.argmin(counts))]
+        raise UserError(
+            f"class '{name}' has no window of {window} rows on side '{side}' ({int((rows.label == classes.index(name)).sum())} rows there); "
+            f"give more rows of it, lower data.window and data.gap, or add '{name}' to data.exclude_labels"
+        )
+
+
+def _hash(splits: dict[str, Rows], names: tuple[str, ...], classes: tuple[str, ...]) -> str:
+    digest = hashlib.sha256(repr((names, classes)).encode())
+    for side, rows in splits.items():
+        digest.update(side.encode())
+        for array in (rows.features, rows.label, rows.segment):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
