@@ -69,7 +69,9 @@ DEVICE = np.dtype(
 whether the block was got round, the hole is closed, the isolation of this foothold was noticed, the window shown is an attack's;
 running means of the sensors."""
 
-CONTROL = np.dtype([("cost", np.float64), ("delay", np.int64), ("ttl", np.int64), ("service_loss", np.float64), ("slows", np.float64), ("contains", np.float64)])
+CONTROL = np.dtype(
+    [("cost", np.float64), ("delay", np.int64), ("ttl", np.int64), ("service_loss", np.float64), ("slows", np.float64), ("contains", np.float64)]
+)
 """One kind of order."""
 
 RULES = np.dtype(

@@ -122,21 +122,26 @@ def open_artifact(folder: Path, kind: str) -> dict[str, Any]:
     Raises:
         UserError: when the folder is missing, holds another kind, or a file is missing, added or altered (it is named).
     """
-    try:
-        sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no {kind} artifact at '{folder}': '{Path(error.filename).name}' is missing; train it first") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"artifact '{folder}' cannot be read ({error.__class__.__name__}); delete it and train again") from error
-    if not isinstance(sums, dict) or not isinstance(meta, dict):
-        raise UserError(f"artifact '{folder}' is malformed; delete it and train again")
+    sums = _read_json(folder, "checksums.json", kind)
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {"checksums.json"}
     for name in sorted(present ^ set(sums)):
         raise UserError(f"artifact '{folder}': file '{name}' is {'not listed' if name in present else 'missing'}; delete the folder and train again")
     for name, expected in sums.items():
         if _digest(folder / name) != expected:
             raise UserError(f"artifact '{folder}': file '{name}' was altered (checksum differs); delete the folder and train again")
+    meta = _read_json(folder, "meta.json", kind)
     if meta.get("kind") != kind:
         raise UserError(f"artifact '{folder}' is a {meta.get('kind')}, not a {kind}")
     return meta
+
+
+def _read_json(folder: Path, name: str, kind: str) -> dict[str, Any]:
+    try:
+        tree = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no {kind} artifact at '{folder}': '{name}' is missing; train it first") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"artifact '{folder}': file '{name}' cannot be read ({error.__class__.__name__}); delete the folder and train again") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"artifact '{folder}': file '{name}' is malformed; delete the folder and train again")
+    return tree

@@ -1,0 +1,117 @@
+"""Artifacts: whole or not at all, and refused when altered."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.artifacts import new_artifact, open_artifact, write_text
+from src.data.bank import TraceBank
+from src.errors import UserError
+from tests.banks import make_bank
+
+
+def make(folder: Path) -> None:
+    with new_artifact(folder, "test", {"seed": 3}) as target:
+        (target / "a.txt").write_text("payload")
+        (target / "sub").mkdir()
+        (target / "sub" / "b.txt").write_text("more")
+
+
+def test_round_trip_and_replacement(tmp_path: Path) -> None:
+    for _ in range(2):
+        make(tmp_path / "x")
+        meta = open_artifact(tmp_path / "x", "test")
+        assert meta["seed"] == 3
+        assert {"kind", "created", "command", "commit", "versions"} <= set(meta)
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_failure_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+
+    def interrupted() -> None:
+        with new_artifact(tmp_path / "x", "test", {}) as target:
+            (target / "half").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert os.listdir(tmp_path) == ["x"]
+    open_artifact(tmp_path / "x", "test")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "sub/b.txt", "meta.json"])
+def test_every_altered_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    make(tmp_path / "x")
+    file = tmp_path / "x" / name
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(UserError, match=Path(name).name):
+        open_artifact(tmp_path / "x", "test")
+
+
+def test_missing_added_and_foreign(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    with pytest.raises(UserError, match="is a test, not a bank"):
+        open_artifact(tmp_path / "x", "bank")
+    (tmp_path / "x" / "new.txt").write_text("")
+    with pytest.raises(UserError, match=r"new\.txt"):
+        open_artifact(tmp_path / "x", "test")
+    (tmp_path / "x" / "new.txt").unlink()
+    (tmp_path / "x" / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"a\.txt"):
+        open_artifact(tmp_path / "x", "test")
+    with pytest.raises(UserError, match="missing"):
+        open_artifact(tmp_path / "nowhere", "test")
+    (tmp_path / "x" / "checksums.json").write_text("[")
+    with pytest.raises(UserError, match="cannot be read"):
+        open_artifact(tmp_path / "x", "test")
+
+
+def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="writable folder"):
+        make(tmp_path / "file" / "x")
+    with pytest.raises(UserError, match="writable folder"):
+        write_text(tmp_path / "file" / "x.json", "{}")
+
+
+def test_write_text_replaces_whole_files(tmp_path: Path) -> None:
+    write_text(tmp_path / "deep" / "x.json", "1")
+    write_text(tmp_path / "deep" / "x.json", json.dumps([2]))
+    assert (tmp_path / "deep" / "x.json").read_text() == "[2]"
+    assert os.listdir(tmp_path / "deep") == ["x.json"]
+
+
+def test_bank_round_trips_memory_mapped_and_bundled(tmp_path: Path) -> None:
+    bank = make_bank(windows=30)
+    bank.save(tmp_path / "bank", {"seed": 1})
+    opened = TraceBank.load(tmp_path / "bank")
+    assert isinstance(opened.features, np.memmap)
+    np.testing.assert_array_equal(opened.sensors, bank.sensors)
+    assert opened.class_names == bank.class_names
+    assert opened.source == bank.source
+
+
+def test_bank_refuses_what_does_not_fit() -> None:
+    bank = make_bank(windows=30)
+    with pytest.raises(UserError, match="within"):
+        bank.with_sensors(bank.sensors * 2)
+    with pytest.raises(UserError, match="finite"):
+        bank.with_sensors(bank.sensors * np.nan)
+    with pytest.raises(UserError, match="'sensors'"):
+        bank.with_sensors(bank.sensors[:-1])
+    with pytest.raises(UserError, match="no feature 'x'"):
+        bank.select_features(["x"])
+
+
+def test_the_bundled_bank_is_small_and_says_that_it_is_synthetic() -> None:
+    from src.data.bank import BUNDLED
+
+    bank = TraceBank.bundled()
+    assert bank.source == "synthetic profile"
+    assert BUNDLED.stat().st_size < 2_000_000
