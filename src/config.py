@@ -308,6 +308,8 @@ class RewardConfig(Section):
 class RLConfig(Section):
     """Training of the agent (PPO, Schulman et al. 2017, in Stable-Baselines3)."""
 
+    algorithm: Literal["ppo"] = "ppo"
+    """How it learns."""
     total_timesteps: int = Field(default=2_000_000, ge=1)
     """Environment steps a seed."""
     seeds: int = Field(default=3, ge=1)
@@ -336,6 +338,14 @@ class RLConfig(Section):
     """Units of the network that all devices share."""
     normalize_reward: bool = True
     """Divide rewards by a running scale of the return while training."""
+    checkpoint_rollouts: int = Field(default=10, ge=1)
+    """Updates between checkpoints."""
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> RLConfig:
+        if (self.n_envs * self.n_steps) % self.batch_size:
+            raise ValueError(f"rl.batch_size ({self.batch_size}) must divide rl.n_envs x rl.n_steps ({self.n_envs * self.n_steps})")
+        return self
 
 
 class EvalConfig(Section):

@@ -1,0 +1,140 @@
+"""`IoTSB3VecEnv`: Stable-Baselines3's vector interface over one compiled batch, without an object per environment."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from envs import IoTVectorEnv
+from src.errors import UserError
+
+
+class IoTSB3VecEnv(VecEnv):
+    """What Stable-Baselines3 calls a `VecEnv`, over `IoTVectorEnv` with flat observations.
+
+    Where an episode ends, `infos[i]` holds `terminal_observation` (size,), `TimeLimit.truncated`, `episode` (`r` return, `l` steps,
+    `t` seconds since the first reset), `summary` and `end` as `IoTEnv` reports them; elsewhere it is empty.
+    `seed(s)` followed by `reset()` gives environment i the seed s + i.
+    """
+
+    def __init__(self, env: IoTVectorEnv) -> None:
+        """Wrap a batch.
+
+        Raises:
+            UserError: when its observations are not flat.
+        """
+        if not env.simulation.config.env.flatten:
+            raise UserError("training reads flat observations: build the environment with flatten=True")
+        self.env = env
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._actions: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._returns = np.zeros(env.num_envs)
+        self._lengths = np.zeros(env.num_envs, np.int64)
+        self._began = time.perf_counter()
+
+    def reset(self) -> NDArray[np.float32]:
+        """Start an episode everywhere: (E, size)."""
+        observation, info = self.env.reset(seed=list(self._seeds))
+        self.reset_infos = [{name: column[i] for name, column in info.items()} for i in range(self.num_envs)]
+        self._reset_seeds()
+        self._reset_options()
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        return observation
+
+    def step_async(self, actions: NDArray[np.int64]) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step every environment."""
+        observation, rewards, terminated, truncated, info = self.env.step(self._actions)
+        dones = terminated | truncated
+        self._returns += rewards
+        self._lengths += 1
+        # A dict of its own for each environment: wrappers may write to it, and an empty one costs next to nothing.
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if dones.any():
+            summary, end = info["final_info"]["summary"], info["final_info"]["end"]
+            seconds = time.perf_counter() - self._began
+            for e in np.flatnonzero(dones):
+                infos[e] = {
+                    "terminal_observation": info["final_obs"][e],
+                    "TimeLimit.truncated": bool(truncated[e] and not terminated[e]),
+                    "episode": {"r": float(self._returns[e]), "l": int(self._lengths[e]), "t": seconds},
+                    "summary": {name: float(column[e]) for name, column in summary.items()},
+                    "end": int(end[e]),
+                }
+            self._returns[dones] = 0.0
+            self._lengths[dones] = 0
+        return observation, rewards.astype(np.float32), dones, infos
+
+    def close(self) -> None:
+        """Close the batch."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The batch's attribute, once for each environment asked for."""
+        value = getattr(self.env, attr_name)
+        return [value for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the batch.
+
+        Raises:
+            UserError: when only some environments are named, for they share their attributes.
+        """
+        if len(list(self._get_indices(indices))) != self.num_envs:
+            raise UserError(f"the {self.num_envs} environments share their attributes; '{attr_name}' can only be set for all of them")
+        setattr(self.env, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+        """Rows of what a method of the batch returns, one for each environment asked for (`action_masks`, as MaskablePPO needs it)."""
+        rows = getattr(self.env, method_name)(*method_args, **method_kwargs)
+        return [rows[i] for i in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """True for `Monitor`, whose episode statistics are reported here, and False for every other wrapper."""
+        return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
+
+    def get_images(self) -> list[None]:
+        """Nothing: a batch is not drawn."""
+        return [None] * self.num_envs
+
+    def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
+        if indices is None:
+            return range(self.num_envs)
+        return [indices] if isinstance(indices, int) else indices
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the coming steps depend on, as tensors and text, for a checkpoint."""
+        sim = self.env.simulation
+        return {
+            "sites": torch.from_numpy(sim.sites.view(np.uint8).copy()),
+            "devices": torch.from_numpy(sim.devices.reshape(-1).view(np.uint8).copy()),
+            "generators": json.dumps([generator.bit_generator.state for generator in self.env._generators]),
+            "returns": torch.from_numpy(self._returns.copy()),
+            "lengths": torch.from_numpy(self._lengths.copy()),
+        }
+
+    def restore(self, state: dict[str, Any]) -> NDArray[np.float32]:
+        """Go on from `state()` of a batch of the same size; the observations there, (E, size)."""
+        sim = self.env.simulation
+        self.env.reset()
+        sim.sites[:] = state["sites"].numpy().view(sim.sites.dtype)
+        sim.devices[:] = state["devices"].numpy().view(sim.devices.dtype).reshape(sim.devices.shape)
+        for generator, saved in zip(self.env._generators, json.loads(state["generators"]), strict=True):
+            generator.bit_generator.state = saved
+        self._returns[:] = state["returns"].numpy()
+        self._lengths[:] = state["lengths"].numpy()
+        return sim.observe()
