@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 from scipy.special import ndtri
 from scipy.stats import rankdata
 from sklearn.cluster import KMeans
@@ -65,33 +66,34 @@ def _fit_class(features: NDArray[np.float32], segment: NDArray[np.int32], assemb
     variables = decompose(features)
     scores = _scores(variables)
     count = max(1, min(components, len(features) // SMALLEST))
-    group, order = np.zeros(len(features), dtype=np.int64), np.zeros(1)
-    if count > 1:
-        means = KMeans(count, n_init=4, random_state=seed).fit(scores)
-        # Ordered along the class's main direction, so that a slowly moving latent steps between neighbours.
-        centre = means.cluster_centers_ - means.cluster_centers_.mean(axis=0)
-        order = np.argsort(centre @ np.linalg.svd(centre, full_matrices=False)[2][0])
-        group = np.argsort(order)[means.labels_]
-    quantiles, correlation, protocol, whitened = [], [], [], np.zeros_like(scores)
+    group = KMeans(count, random_state=seed).fit_predict(scores) if count > 1 else np.zeros(len(features), dtype=np.int64)
+    weight = np.bincount(group, minlength=count) / len(group)
+    quantiles, correlation, protocol, mixing = [], [], [], np.zeros((len(VARIABLES),) * 2)
     for component in range(count):
         here = group == component
         quantiles.append(np.quantile(variables[here], LEVELS, axis=0).T)
         correlation.append(_correlation(variables[here]))
         protocol.append(_other_protocol(features[here], variables[here]))
-        whitened[here] = _scores(variables[here]) @ np.linalg.pinv(root(correlation[-1]), rcond=1e-3).T
-    follows = np.flatnonzero(np.diff(segment) == 0)
-    stays = follows[group[follows] == group[follows + 1]]
-    steps = _scores(group[:, None].astype(float))[:, 0]
+        mixing += weight[component] * root(correlation[-1]) ** 2
+        scores[here] = _scores(variables[here])
+    transition = np.zeros((count, components))
+    transition[:, :count] = weight
+    memory = np.zeros(len(VARIABLES))
+    if not assembled:
+        before = np.flatnonzero(np.diff(segment) == 0)
+        np.add.at(transition, (group[before], group[before + 1]), 1.0)
+        # A mixture of latents has the mixture of their autocorrelations: solved for the latents', none negative.
+        memory = np.clip(nnls(mixing, np.array([_lag(scores[:, column], before) for column in range(len(VARIABLES))]))[0], 0.0, 0.98)
     return {
         "assembled": np.array([assembled]),
         "packets": np.array([packets]),
         "rows": np.array([len(features)]),
-        "weight": np.bincount(group, minlength=count) / len(group),
+        "weight": weight,
         "other_protocol": np.array(protocol),
         "quantiles": np.stack(quantiles),
         "correlation": np.stack(correlation),
-        "regime_memory": np.array([0.0 if assembled else _lag(steps, follows)]),
-        "factor_memory": np.array([[0.0 if assembled else _lag(whitened[:, column], stays) for column in range(len(VARIABLES))]]),
+        "transition": transition / transition.sum(axis=1, keepdims=True),
+        "memory": memory[None, :],
     }
 
 
@@ -107,11 +109,11 @@ def _correlation(variables: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _lag(series: NDArray[np.float64], first: NDArray[np.int64]) -> float:
-    """Correlation of a series with itself one row on, over the given first rows of pairs; within [0, .98]."""
+    """Correlation of a series with itself one row on, over the given first rows of pairs; at least 0."""
     before, after = series[first], series[first + 1]
     if len(first) < 30 or before.std() < 1e-9 or after.std() < 1e-9:
         return 0.0
-    return float(np.clip(np.corrcoef(before, after)[0, 1], 0.0, 0.98))
+    return float(max(np.corrcoef(before, after)[0, 1], 0.0))
 
 
 def _other_protocol(features: NDArray[np.float32], variables: NDArray[np.float64]) -> int:

@@ -7,9 +7,9 @@ variance belong to whole packets, time does not run backwards. The profile descr
 between columns hold by construction (`violations` counts where they do not).
 
 The profile holds, for each class, a few components (regimes), and for each of these quantiles of every variable and the
-rank correlations between them; for each class the lag-1 autocorrelation of the regime and of the latent factors.
-Drawing: a Gaussian AR(1) chooses the regime, others move the factors, a Gaussian copula couples the variables and the
-quantiles give them their values. Short rows at the end of a chunk are not drawn.
+rank correlations between them; for each class the transitions between components and the lag-1 autocorrelation of the
+variables within them. Drawing: a Markov chain chooses the component, an AR(1) moves each latent variable, a Gaussian
+copula couples them and the quantiles give them their values. Short rows at the end of a chunk are not drawn.
 """
 
 from __future__ import annotations
@@ -134,15 +134,14 @@ def violations(features: NDArray[np.floating]) -> dict[str, int]:
     number, total = row["Number"], row["Tot sum"]
     shares = [*_PROTOCOL, *_OF_TCP, *_OF_UDP, "IPv"]
     near = lambda left, right: np.abs(left - right) <= 1e-5 * np.maximum(np.abs(right), 1.0)  # noqa: E731
+    whole = lambda value: np.abs(value - np.round(value)) <= 1e-4 + 1e-6 * np.abs(value)  # noqa: E731
     least = row["Min"] * (number - 1) + row["Max"]
     most = row["Max"] * (number - 1) + row["Min"]
     spread = number * (row["AVG"] - row["Min"]) * (row["Max"] - row["AVG"]) / np.maximum(number - 1, 1)
     options = row["Header_Length"] * number - 8 * row["UDP"] * number - 20 * row["TCP"] * number
     checks = {
         "finite": np.isfinite(features).all(axis=1),
-        "shares are multiples of 1/N in 0..1": np.all(
-            [near(row[s] * number, np.round(row[s] * number)) & (row[s] >= 0) & (row[s] <= 1) for s in shares], axis=0
-        ),
+        "shares are multiples of 1/N in 0..1": np.all([whole(row[s] * number) & (row[s] >= 0) & (row[s] <= 1) for s in shares], axis=0),
         "counts = flag shares x N": np.all([near(row[f"{f}_count"], row[f"{f}_flag_number"] * number) for f in ("ack", "syn", "fin", "rst")], axis=0),
         "IPv + ARP = 1": near(row["IPv"] + row["ARP"], 1.0),
         "LLC = IPv": row["LLC"] == row["IPv"],
@@ -151,9 +150,8 @@ def violations(features: NDArray[np.floating]) -> dict[str, int]:
         "UDP ports <= UDP": np.all([row[name] <= row["UDP"] + 1e-6 for name in _OF_UDP], axis=0),
         "header bytes are 8 a UDP and 20 to 60 a TCP packet": (options > -0.01)
         & (options <= 40 * row["TCP"] * number + 0.01)
-        & near(options / 4, np.round(options / 4)),
-        "TTL x N is whole, 0..255 an IP packet": near(row["Time_To_Live"] * number, np.round(row["Time_To_Live"] * number))
-        & (row["Time_To_Live"] <= 255 * row["IPv"] + 1e-3),
+        & whole((options + 20 * row["TCP"] * number) / 4),
+        "TTL x N is whole, 0..255 an IP packet": whole(row["Time_To_Live"] * number) & (row["Time_To_Live"] <= 255 * row["IPv"] + 1e-3),
         "protocol type is whole": row["Protocol Type"] == np.round(row["Protocol Type"]),
         "AVG = Tot size = Tot sum / N": near(row["AVG"], total / number) & (row["AVG"] == row["Tot size"]),
         "sizes are whole": (total == np.round(total)) & (row["Min"] == np.round(row["Min"])) & (row["Max"] == np.round(row["Max"])),
@@ -177,7 +175,7 @@ class Profile:
     rows: NDArray[np.int32]
     """(C,) rows it was fitted on."""
     owner: NDArray[np.int16]
-    """(K,) class of each component; components of a class stand together, ordered along its main direction."""
+    """(K,) class of each component; components of a class stand together."""
     weight: NDArray[np.float32]
     """(K,) share of the class."""
     other_protocol: NDArray[np.uint8]
@@ -186,10 +184,10 @@ class Profile:
     """(K, V, Q) at `LEVELS`."""
     correlation: NDArray[np.float32]
     """(K, V, V) of the latent normals, from rank correlations."""
-    regime_memory: NDArray[np.float32]
-    """(C,) lag-1 autocorrelation of the latent that chooses the component."""
-    factor_memory: NDArray[np.float32]
-    """(C, V) lag-1 autocorrelation of the latent factors (eigenvectors of `correlation`, largest first)."""
+    transition: NDArray[np.float32]
+    """(K, M) probability of the component of the next row, among the class's own (at most M, the rest 0)."""
+    memory: NDArray[np.float32]
+    """(C, V) lag-1 autocorrelation of the independent normals that `correlation` mixes."""
     origin: str
     """What it was fitted on."""
 
@@ -224,8 +222,8 @@ class Profile:
             raise UserError(f"the traffic profile has no class '{name}': it holds {', '.join(self.class_names)}")
         index = self.class_names.index(name)
         own = np.flatnonzero(self.owner == index)
-        chosen = _regimes(self.weight[own], _ar1(rng, count, self.regime_memory[index : index + 1])[:, 0])
-        latent = _ar1(rng, count, self.factor_memory[index])  # (count, V)
+        chosen = _markov(rng, count, self.weight[own], self.transition[own, : len(own)])
+        latent = _ar1(rng, count, self.memory[index])  # (count, V)
         variables = np.empty((count, len(VARIABLES)))
         for place, component in enumerate(own):
             here = np.flatnonzero(chosen == place)
@@ -260,11 +258,9 @@ class Profile:
 
 
 def root(correlation: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(V, V) R with R R' = the nearest possible correlation; columns are factors, largest first."""
+    """(V, V) symmetric-like R with R R' = the nearest possible correlation; row v mostly follows latent v."""
     values, vectors = np.linalg.eigh(correlation.astype(np.float64))
-    factor = (vectors * np.sqrt(np.maximum(values, 0.0)))[:, ::-1]
-    # The sign of an eigenvector is arbitrary and differs between platforms; the largest entry is made positive.
-    factor *= np.where(factor[np.abs(factor).argmax(axis=0), np.arange(factor.shape[1])] < 0, -1.0, 1.0)
+    factor = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     return factor / np.linalg.norm(factor, axis=1, keepdims=True)
 
 
@@ -279,7 +275,18 @@ def _ar1(rng: np.random.Generator, count: int, memory: NDArray[np.floating]) -> 
     return series
 
 
-def _regimes(weight: NDArray[np.floating], latent: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(count,) place of the component in which each latent value falls."""
-    edges = np.cumsum(weight.astype(np.float64))
-    return np.searchsorted(edges[:-1] / edges[-1], ndtr(latent), side="right")
+def _markov(rng: np.random.Generator, count: int, first: NDArray[np.floating], transition: NDArray[np.floating]) -> NDArray[np.int64]:
+    """(count,) states of a Markov chain.
+
+    Each step is a random map from state to state; maps are composed by prefix doubling, so there is no loop over rows.
+    """
+    edges = np.cumsum(transition.astype(np.float64), axis=1)
+    chance = rng.random(count)
+    maps = (chance[:, None, None] > (edges / edges[:, -1:])[None, :, :-1]).sum(axis=2)  # (count, K) next state from each state
+    start = np.cumsum(first.astype(np.float64))
+    maps[:1] = np.searchsorted(start[:-1] / start[-1], chance[:1])[:, None]
+    step = 1
+    while step < count:
+        maps[step:] = np.take_along_axis(maps[step:], maps[:-step], axis=1)
+        step *= 2
+    return maps[:, 0]
