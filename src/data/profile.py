@@ -21,11 +21,11 @@ from sklearn.cluster import KMeans
 from src.config import DataConfig
 from src.data.ciciot2023 import FEATURES_39
 from src.data.dataset import Dataset, load_dataset
-from src.data.synthetic import EMBEDDED, LEVELS, VARIABLES, Profile, decompose, root
+from src.data.synthetic import EMBEDDED, LEVELS, VARIABLES, Profile, decompose
 from src.errors import UserError
 
 SMALLEST = 120
-"""Rows below which a class is not divided further into components."""
+"""Fewest rows of a component."""
 COMPONENTS = 8
 """Most components of a class."""
 
@@ -39,13 +39,15 @@ def fit_profile(data: Dataset, seed: int, components: int = COMPONENTS) -> Profi
         components: largest number of them a class.
 
     Raises:
-        UserError: for the 46-feature release.
+        UserError: for the 46-feature release, or a class of fewer than `SMALLEST` rows.
     """
     if data.feature_names != FEATURES_39:
         raise UserError(f"a profile is made from the 39-feature release; this data has {len(data.feature_names)} features")
     rows, parts = data.splits["fit"], []
     for index, name in enumerate(data.class_names):
         mine = rows.label == index
+        if mine.sum() < SMALLEST:
+            raise UserError(f"class '{name}' has {int(mine.sum())} rows on side 'fit'; a profile needs {SMALLEST}, or it would repeat rows")
         parts.append(_fit_class(rows.features[mine], rows.segment[mine], name in data.assembled, seed, components))
     merged = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     merged["owner"] = np.repeat(np.arange(len(parts)), [len(part["weight"]) for part in parts])
@@ -65,16 +67,16 @@ def _fit_class(features: NDArray[np.float32], segment: NDArray[np.int32], assemb
     features, segment = features[full], segment[full]
     variables = decompose(features)
     scores = _scores(variables)
-    count = max(1, min(components, len(features) // SMALLEST))
-    group = KMeans(count, random_state=seed).fit_predict(scores) if count > 1 else np.zeros(len(features), dtype=np.int64)
-    weight = np.bincount(group, minlength=count) / len(group)
-    quantiles, correlation, protocol, mixing = [], [], [], np.zeros((len(VARIABLES),) * 2)
+    group = _groups(scores, components, seed)
+    count = int(group.max()) + 1
+    weight = np.bincount(group) / len(group)
+    quantiles, mixing, protocol, shares = [], [], [], np.zeros((len(VARIABLES),) * 2)
     for component in range(count):
         here = group == component
         quantiles.append(np.quantile(variables[here], LEVELS, axis=0).T)
-        correlation.append(_correlation(variables[here]))
+        mixing.append(_root(_correlation(variables[here])))
         protocol.append(_other_protocol(features[here], variables[here]))
-        mixing += weight[component] * root(correlation[-1]) ** 2
+        shares += weight[component] * mixing[-1] ** 2
         scores[here] = _scores(variables[here])
     transition = np.zeros((count, components))
     transition[:, :count] = weight
@@ -83,7 +85,7 @@ def _fit_class(features: NDArray[np.float32], segment: NDArray[np.int32], assemb
         before = np.flatnonzero(np.diff(segment) == 0)
         np.add.at(transition, (group[before], group[before + 1]), 1.0)
         # A mixture of latents has the mixture of their autocorrelations: solved for the latents', none negative.
-        memory = np.clip(nnls(mixing, np.array([_lag(scores[:, column], before) for column in range(len(VARIABLES))]))[0], 0.0, 0.98)
+        memory = np.clip(nnls(shares, np.array([_lag(scores[:, column], before) for column in range(len(VARIABLES))]))[0], 0.0, 0.98)
     return {
         "assembled": np.array([assembled]),
         "packets": np.array([packets]),
@@ -91,10 +93,23 @@ def _fit_class(features: NDArray[np.float32], segment: NDArray[np.int32], assemb
         "weight": weight,
         "other_protocol": np.array(protocol),
         "quantiles": np.stack(quantiles),
-        "correlation": np.stack(correlation),
+        "mixing": np.stack(mixing),
         "transition": transition / transition.sum(axis=1, keepdims=True),
         "memory": memory[None, :],
     }
+
+
+def _groups(scores: NDArray[np.float64], components: int, seed: int) -> NDArray[np.int64]:
+    """(N,) component of each row, from 0; none of fewer than `SMALLEST` rows, whose quantiles would be the rows themselves."""
+    if components == 1 or len(scores) < 2 * SMALLEST:
+        return np.zeros(len(scores), dtype=np.int64)
+    means = KMeans(components, random_state=seed).fit(scores)
+    distance = means.transform(scores)  # (N, components)
+    group = distance.argmin(axis=1)
+    while (size := np.bincount(group, minlength=components))[size > 0].min() < SMALLEST:
+        distance[:, np.where(size > 0, size, len(scores) + 1).argmin()] = np.inf
+        group = distance.argmin(axis=1)
+    return np.unique(group, return_inverse=True)[1]
 
 
 def _correlation(variables: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -106,6 +121,13 @@ def _correlation(variables: NDArray[np.float64]) -> NDArray[np.float64]:
         result[np.ix_(moving, moving)] = 2 * np.sin(np.pi / 6 * np.corrcoef(ranks[:, moving], rowvar=False))
     np.fill_diagonal(result, 1.0)
     return result
+
+
+def _root(correlation: NDArray[np.floating]) -> NDArray[np.float64]:
+    """(V, V) R with R R' = the nearest possible correlation; row v mostly follows latent v."""
+    values, vectors = np.linalg.eigh(correlation.astype(np.float64))
+    factor = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    return factor / np.linalg.norm(factor, axis=1, keepdims=True)
 
 
 def _lag(series: NDArray[np.float64], first: NDArray[np.int64]) -> float:
@@ -128,7 +150,6 @@ def _other_protocol(features: NDArray[np.float32], variables: NDArray[np.float64
 def save_profile(profile: Profile, path: Path) -> None:
     """Write the profile as one compressed file without pickled objects."""
     values = {field.name: getattr(profile, field.name) for field in fields(Profile)}
-    values |= {"quantiles": profile.quantiles.astype(np.float32), "correlation": profile.correlation.astype(np.float32)}
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, allow_pickle=False, **{name: np.asarray(value) for name, value in values.items()})
 

@@ -182,12 +182,12 @@ class Profile:
     """(K,) IP protocol of packets that are of no decoded kind."""
     quantiles: NDArray[np.float32]
     """(K, V, Q) at `LEVELS`."""
-    correlation: NDArray[np.float32]
-    """(K, V, V) of the latent normals, from rank correlations."""
+    mixing: NDArray[np.float32]
+    """(K, V, V) R with R R' = rank correlations as those of normals; stored as the root, so that drawing decomposes nothing."""
     transition: NDArray[np.float32]
     """(K, M) probability of the component of the next row, among the class's own (at most M, the rest 0)."""
     memory: NDArray[np.float32]
-    """(C, V) lag-1 autocorrelation of the independent normals that `correlation` mixes."""
+    """(C, V) lag-1 autocorrelation of the independent normals that `mixing` mixes."""
     origin: str
     """What it was fitted on."""
 
@@ -227,7 +227,7 @@ class Profile:
         variables = np.empty((count, len(VARIABLES)))
         for place, component in enumerate(own):
             here = np.flatnonzero(chosen == place)
-            level = ndtr(latent[here] @ root(self.correlation[component]).T)
+            level = ndtr(latent[here] @ self.mixing[component].astype(np.float64).T)
             for column in range(len(VARIABLES)):
                 variables[here, column] = np.interp(level[:, column], LEVELS, self.quantiles[component, column])
         return compose(variables, int(self.packets[index]), self.other_protocol[own][chosen].astype(np.int64)).astype(np.float32)
@@ -255,13 +255,6 @@ class Profile:
         if not captures:
             raise UserError(f"data.exclude_labels drops every class of the traffic profile: {', '.join(self.class_names)}")
         return captures, FEATURES_39
-
-
-def root(correlation: NDArray[np.floating]) -> NDArray[np.float64]:
-    """(V, V) symmetric-like R with R R' = the nearest possible correlation; row v mostly follows latent v."""
-    values, vectors = np.linalg.eigh(correlation.astype(np.float64))
-    factor = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    return factor / np.linalg.norm(factor, axis=1, keepdims=True)
 
 
 def _ar1(rng: np.random.Generator, count: int, memory: NDArray[np.floating]) -> NDArray[np.float64]:
