@@ -45,7 +45,8 @@ def rebuild_time(iat: ArrayLike, number: ArrayLike, rate: ArrayLike, chunk: Arra
         chunk: (N,) id of the chunk of each row, rows of a chunk together and in order; None is one chunk.
 
     Returns:
-        (N,) start and (N,) duration. A row whose rate is infinite lasts 0 s.
+        (N,) start and (N,) duration. A row whose rate is infinite lasts 0 s. Where a capture holds packets out of order,
+        starts are off by as much as the packets (microseconds); the error does not add up.
     """
     iat, number, rate = (np.asarray(column, dtype=np.float64) for column in (iat, number, rate))
     duration = np.divide(number, rate, out=np.zeros_like(number), where=np.isfinite(rate) & (rate > 0))
