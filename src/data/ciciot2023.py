@@ -228,7 +228,7 @@ def _read_mixed(
         rows += len(values)
         values, keep = clean(values)
         labels = pl.Series(raw, dtype=pl.String)
-        for name in labels.unique().drop_nulls().to_list():
+        for name in labels.unique(maintain_order=True).drop_nulls().to_list():
             if name not in spelled:
                 try:
                     spelled[name] = canonical(name)
