@@ -44,6 +44,7 @@ class AlgorithmFactory:
             clip_range=rl.clip_range,
             ent_coef=rl.ent_coef,
             vf_coef=rl.vf_coef,
+            max_grad_norm=rl.max_grad_norm,
             seed=seed,
             device=self.config.compute.device,
             policy_kwargs={"layout": layout, "hidden_size": rl.hidden_size},

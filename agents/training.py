@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ class RLTrainer:
         parts = {name: getattr(self.config, name).model_dump(mode="json") for name in ("env", "attackers", "reward", "rl")}
         digest = hashlib.sha256(json.dumps([parts, seed], sort_keys=True).encode())
         for array in (self.bank.features, self.bank.sensors, self.bank.successor, self.bank.label, self.bank.split):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def _save(self, target: Path, mark: str, model: PPO, simulation: Simulation, seed: int) -> None:
@@ -292,7 +293,7 @@ class _Watcher(BaseCallback):
 
 def _write_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) -> None:
     """Everything that the coming steps depend on, written whole or not at all."""
-    kind, keys, *rest = np.random.get_state()
+    twister: Any = np.random.get_state()  # noqa: NPY002 - what Stable-Baselines3 draws its batches from
     state = {
         "mark": mark,
         "timesteps": model.num_timesteps,
@@ -304,7 +305,7 @@ def _write_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) -
         "scale": {"mean": float(scaler.ret_rms.mean), "var": float(scaler.ret_rms.var), "count": float(scaler.ret_rms.count)},
         "discounted": torch.from_numpy(scaler.returns.copy()),
         "torch": torch.get_rng_state(),
-        "numpy": [kind, torch.from_numpy(keys.copy()), *rest],
+        "numpy": [twister[0], torch.from_numpy(twister[1].copy()), *twister[2:]],
         "python": json.dumps(random.getstate()),
     }
     try:
@@ -321,7 +322,7 @@ def _restore(path: Path, mark: str, model: PPO, scaler: VecNormalize) -> None:
     """Put a checkpoint's state into a fresh model and its environments, and the global random numbers."""
     try:
         state = torch.load(path, map_location=model.device, weights_only=True)
-    except Exception as error:
+    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
         raise UserError(f"checkpoint '{path}' cannot be read ({error.__class__.__name__}); delete it, or train without --resume") from error
     if state["mark"] != mark:
         raise UserError(f"checkpoint '{path}' is of a run with another configuration or trace bank; delete it, or train without --resume")
@@ -330,11 +331,12 @@ def _restore(path: Path, mark: str, model: PPO, scaler: VecNormalize) -> None:
     model.num_timesteps, model._n_updates = state["timesteps"], state["updates"]
     model._last_obs = scaler.venv.restore(state["env"])  # type: ignore[attr-defined]
     model._last_episode_starts = state["episode_starts"].cpu().numpy()
-    scaler.ret_rms.mean, scaler.ret_rms.var, scaler.ret_rms.count = (np.float64(state["scale"][name]) for name in ("mean", "var", "count"))
+    scaler.ret_rms.mean, scaler.ret_rms.var = np.array(state["scale"]["mean"]), np.array(state["scale"]["var"])
+    scaler.ret_rms.count = state["scale"]["count"]
     scaler.returns = state["discounted"].cpu().numpy()
     torch.set_rng_state(state["torch"].cpu())
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy(), *rest))
+    np.random.set_state((kind, keys.cpu().numpy(), *rest))  # noqa: NPY002
     version, numbers, gauss = json.loads(state["python"])
     random.setstate((version, tuple(numbers), gauss))
 
@@ -342,12 +344,12 @@ def _restore(path: Path, mark: str, model: PPO, scaler: VecNormalize) -> None:
 @contextlib.contextmanager
 def _own_randomness() -> Iterator[None]:
     """Leave the global random numbers, which Stable-Baselines3 seeds and draws from, as they were."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(pytorch)
 
 

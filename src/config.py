@@ -334,6 +334,8 @@ class RLConfig(Section):
     """Weight of the entropy bonus."""
     vf_coef: float = Field(default=0.5, ge=0)
     """Weight of the value loss."""
+    max_grad_norm: float = Field(default=0.5, gt=0)
+    """Largest norm of the gradient."""
     hidden_size: int = Field(default=64, ge=1)
     """Units of the network that all devices share."""
     normalize_reward: bool = True
