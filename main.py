@@ -1,1 +1,97 @@
-"""Command line: one phase, or all of them in order."""
+"""Command line: train the risk sensors on traffic, then the agents in the environment, evaluate, and track it all.
+
+`python main.py --phase lstm|sae|rl|eval|all [--config config.yml] [--preset quick|default|full] [--set a.b=c ...]
+[--seed N] [--resume RUN]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from src.config import PRESETS, Config, load_config, nearest
+from src.errors import UserError
+
+if TYPE_CHECKING:
+    from src.pipeline import Run
+
+PHASES: dict[str, Callable[[Run], None] | str] = {
+    "lstm": lambda run: run.train_sensor(),
+    "sae": "the LSTM autoencoder is not part of this version; the anomaly score comes from a PCA reconstruction, trained by phase lstm",
+    "rl": lambda run: run.train_agents(),
+    "eval": lambda run: run.evaluate(),
+    "all": lambda run: run.everything(),
+}
+"""What each phase does, or why it cannot be had yet. What a phase needs and is missing is trained first."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with one line and exit status 2 on wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise UserError(f"{message}; see python main.py --help")
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    """Parse the command line.
+
+    Raises:
+        UserError: for an unknown option, or a missing one.
+    """
+    parser = Parser(prog="python main.py", description="Learn to defend a network of IoT devices, from real traffic.", allow_abbrev=False)
+    parser.add_argument("--phase", required=True, metavar="|".join(PHASES), help="what to do; `all` does everything in order")
+    parser.add_argument("--config", metavar="FILE", help="YAML file; config.yml holds every setting with its default")
+    parser.add_argument("--preset", metavar="|".join(PRESETS), help="named set of overrides")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override one setting; may be repeated")
+    parser.add_argument("--seed", type=int, metavar="N", help="same as --set compute.seed=N")
+    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with its configuration")
+    return parser.parse_args(words)
+
+
+def configuration(given: argparse.Namespace) -> Config:
+    """The merged configuration; a resumed run brings its own file.
+
+    Raises:
+        UserError: for an unknown phase, preset, setting or run.
+    """
+    if given.phase not in PHASES:
+        raise UserError(f"unknown phase '{given.phase}': {nearest(given.phase, PHASES)}")
+    if isinstance(missing := PHASES[given.phase], str):
+        raise UserError(f"phase '{given.phase}': {missing}")
+    overrides = [*given.overrides, *([f"compute.seed={given.seed}"] if given.seed is not None else [])]
+    if given.resume is None:
+        return load_config(given.config, given.preset, overrides)
+    if given.config or given.preset:
+        raise UserError("--resume goes on with the run's own configuration; leave out --config and --preset")
+    runs = load_config(overrides=overrides).compute.artifacts / "runs"
+    if not (runs / given.resume / "config.yml").is_file():
+        names = sorted(path.parent.name for path in runs.glob("*/config.yml"))
+        raise UserError(f"no run '{given.resume}' in '{runs}': {nearest(given.resume, names) if names else 'it holds none'}")
+    return load_config(runs / given.resume / "config.yml", None, overrides)
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run one invocation and return its exit status."""
+    try:
+        given = arguments(words)
+        config = configuration(given)
+        from src.pipeline import start  # heavy imports only once the words are known to be right
+
+        with start(config, given.phase, given.resume) as run:
+            phase = PHASES[given.phase]
+            assert not isinstance(phase, str)
+            phase(run)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; go on with --resume RUN, the name that was printed at the start", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -442,7 +442,7 @@ def reward_terms(world, sites, devices, terms):
             if not foothold:
                 site.healthy += world.criticality[d] * (1.0 - loss)
             site.dwell += foothold and not down
-            site.false_isolation += down and device.stage == Stage.CLEAN and device.restore == 0
+            site.false_isolation += down and device.stage == Stage.CLEAN
         terms[e, 0] = service
         terms[e, 1] = damage
         terms[e, 4] = safety

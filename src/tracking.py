@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 logging.getLogger("alembic").setLevel(logging.ERROR)  # announces each migration of a new database otherwise
 
-CODE = Path(__file__).parent
+CODE = tuple(str(Path(__file__).parents[1] / room) for room in ("src", "envs", "agents"))
 """Stored beside each model, so that a server can open it without this checkout."""
 
 BATCH = 100
@@ -110,7 +110,7 @@ class Tracker:
         store = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
         store(self.run_id, str(path), folder)
 
-    def log_model(self, name: str, folder: Path, loader: str, example: NDArray[np.float32], output: NDArray[np.float32], alias: str = "champion") -> str:
+    def log_model(self, name: str, folder: Path, loader: str, example: NDArray[np.float32], output: NDArray[Any], alias: str = "champion") -> str:
         """Store an artifact folder as a model with signature and input example; register it when the configuration says so.
 
         Args:
@@ -132,7 +132,7 @@ class Tracker:
                     name=name,
                     loader_module=loader,
                     data_path=str(folder),
-                    code_paths=[str(CODE)],
+                    code_paths=list(CODE),
                     signature=infer_signature(example, output),
                     input_example=example,
                     pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in _REQUIREMENTS],

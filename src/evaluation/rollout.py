@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 class Policy(Protocol):
     """Anything with Stable-Baselines3's `predict`; observations and actions are batched."""
 
-    def predict(
-        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[NDArray[Any], Any]:
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[NDArray[Any], Any]:
         """Actions for a batch of observations, and the policy's memory (or None)."""
         ...
 

@@ -1,0 +1,172 @@
+"""Plays every policy on the same held-out episodes, and says how they compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.baselines import Constant, Random, Threshold, threshold_candidates
+from agents.planner import Planner
+from agents.training import load_policy
+from envs import IoTEnv, IoTVectorEnv
+from envs.attackers import Stage
+from envs.dynamics import Order
+from envs.world import Simulation
+from src.config import Config
+from src.data.bank import TraceBank
+from src.evaluation.figures import Timeline
+from src.evaluation.rollout import Episodes, Policy, play
+from src.evaluation.statistics import Estimate, difference_estimate, mean_estimate
+
+TEST_SEED = 1_000_000
+"""First seed of the held-out episodes; training and tuning stay below it."""
+
+TUNING_SEED = 500_000
+"""First seed of the episodes on which heuristics are tuned."""
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found."""
+
+    rows: list[dict[str, Any]]
+    """A row a policy, best last: `policy, return, low, high` and measures apart from the reward."""
+    differences: dict[str, Estimate]
+    """Mean return of the agent minus that of each policy compared with, paired by episode."""
+    threshold: Threshold
+    """The rule that tuning chose."""
+    episodes: dict[str, list[Episodes]]
+    """By policy; a list entry a training seed."""
+
+    def returns(self, name: str) -> NDArray[np.float64]:
+        """(seeds, episodes)."""
+        return np.stack([played.returns for played in self.episodes[name]])
+
+
+class BenchmarkRunner:
+    """Compares policies on one side of a trace bank."""
+
+    def __init__(self, config: Config, bank: TraceBank, split: str = "test") -> None:
+        """Sections `env`, `attackers`, `reward` and `eval` of the configuration are read."""
+        self.config, self.bank, self.split = config, bank, split
+
+    def env(self, count: int, split: str | None = None, mode: str = "discrete") -> IoTVectorEnv:
+        """A batch of environments with flat observations."""
+        return IoTVectorEnv(count, bank=self.bank, split=split or self.split, config=self.config, flatten=True, action_mode=mode)
+
+    def tune(self) -> Threshold:
+        """The best threshold rule on `agent` traces, never on those of the evaluation."""
+        env = self.env(self.config.eval.tuning_episodes, "agent")
+        return max(threshold_candidates(env.simulation.layout), key=lambda rule: play(env, rule, TUNING_SEED).mean)
+
+    def constants(self, env: IoTVectorEnv) -> dict[str, Episodes]:
+        """Every single action, each repeated for the whole episode, and each kind on all devices at once."""
+        names, count = env.simulation.network.names, env.num_envs
+        found = {}
+        for d, name in enumerate(names):
+            for order in list(Order)[1:]:
+                found[f"always {order.name} {name}"] = play(env, Constant(1 + d * 5 + order - 1), TEST_SEED)
+        joint = self.env(count, mode="joint")
+        for order in list(Order)[1:]:
+            found[f"always {order.name} everywhere"] = play(joint, Constant(int(order), len(names)), TEST_SEED)
+        return found
+
+    def run(self, agents: Mapping[int, Path], tell: Tell = lambda _: None) -> Comparison:
+        """Play all policies.
+
+        Args:
+            agents: folder of each trained agent, by its seed.
+            tell: receives a line before each part.
+        """
+        settings = self.config.eval
+        env = self.env(settings.episodes)
+        tell("tuning the threshold rule on the agent's traces")
+        rule = self.tune()
+        tell(f"playing {settings.episodes} held-out episodes a policy")
+        episodes: dict[str, list[Episodes]] = {"no-op": [play(env, Constant(0), TEST_SEED)]}
+        constants = self.constants(env)
+        best = max(constants, key=lambda name: constants[name].mean)
+        worst = min(constants, key=lambda name: constants[name].mean)
+        episodes[f"worst constant: {worst}"] = [constants[worst]]
+        episodes["random"] = [play(env, Random(env.simulation.layout, seed=self.config.compute.seed), TEST_SEED)]
+        episodes[f"best constant: {best}"] = [constants[best]]
+        episodes["tuned threshold"] = [play(env, rule, TEST_SEED)]
+        for _, folder in sorted(agents.items()):
+            episodes.setdefault("agent", []).append(play(env, load_policy(folder, env.simulation), TEST_SEED))
+        episodes["planner (sees the truth)"] = [play(env, Planner(env.simulation), TEST_SEED)]
+        rng = np.random.default_rng(self.config.compute.seed)
+        rows = [self._row(name, played, rng) for name, played in episodes.items()]
+        differences = {}
+        if agents:
+            mine = np.stack([played.returns for played in episodes["agent"]])
+            for name, played in episodes.items():
+                if name != "agent":
+                    differences[name] = difference_estimate(mine, played[0].returns, settings.bootstrap, settings.confidence, rng)
+        return Comparison(rows, differences, rule, episodes)
+
+    def _row(self, name: str, played: list[Episodes], rng: np.random.Generator) -> dict[str, Any]:
+        settings = self.config.eval
+        returns = np.stack([one.returns for one in played])  # (seeds, episodes)
+        estimate = mean_estimate(returns if len(returns) > 1 else returns[0], settings.bootstrap, settings.confidence, rng)
+        total = {key: np.concatenate([one.summary[key] for one in played]) for key in played[0].summary}
+        ends = np.bincount(np.concatenate([one.end for one in played]), minlength=4) / returns.size
+        hours = total["steps"].sum() * self.config.env.step_seconds / 3600.0
+        calm = total["attacked"] == 0
+        calm_days = total["steps"][calm].sum() * self.config.env.step_seconds / 86_400.0
+        orders = {order.name.lower(): total[order.name.lower()].sum() for order in list(Order)[1:]}
+        given = max(sum(orders.values()), 1.0)
+        return {
+            "policy": name,
+            "return": estimate.value,
+            "low": estimate.low,
+            "high": estimate.high,
+            "damage": float(total["damage"].mean()),
+            "service_loss": float(total["service"].mean()),
+            "healthy_service": float(total["healthy_service"].mean()),
+            "steps_to_contain": float(total["dwell"].sum() / max(total["compromises"].sum(), 1.0)),
+            "orders_per_hour": float(total["orders"].sum() / hours),
+            "isolation_hours_per_calm_day": float(total["false_isolation"][calm].sum() * self.config.env.step_seconds / 3600.0 / calm_days)
+            if calm.any()
+            else 0.0,
+            "length": float(total["steps"].mean()),
+            **{f"end_{end}": float(ends[i]) for i, end in enumerate(("overrun", "evicted", "horizon"), start=1)},
+            **{f"share_{kind}": float(count / given) for kind, count in orders.items()},
+        }
+
+    def record(self, policy: Callable[[Simulation], Policy], seed: int) -> Timeline:
+        """One episode, step by step, with the truth beside what was ordered."""
+        env = IoTEnv(bank=self.bank, split=self.split, config=self.config, flatten=True, action_mode="discrete")
+        acting = policy(env.simulation)
+        observation, _ = env.reset(seed=seed)
+        stages, controls, risks, rewards = [], [], [], []
+        over = False
+        while not over:
+            action, _ = acting.predict(observation[None], deterministic=True)
+            observation, reward, terminated, truncated, _ = env.step(int(action[0]))
+            over = terminated or truncated
+            devices = env.simulation.devices[0]
+            stages.append(devices["stage"].copy())
+            # The strongest control in force, by Order; 0 for none.
+            held = np.zeros(len(devices), np.int64)
+            for order in (Order.RATE_LIMIT, Order.BLOCK, Order.ISOLATE, Order.RESTORE):
+                held[devices[order.name.lower()] > 0] = order
+            controls.append(held)
+            risks.append(devices["risk"].copy())
+            rewards.append(float(reward))
+        return Timeline(
+            devices=env.device_names,
+            stage_names=tuple(stage.name for stage in Stage),
+            control_names=tuple(order.name for order in Order)[:5],
+            stage=np.array(stages),
+            control=np.array(controls),
+            risk=np.array(risks),
+            reward=np.array(rewards),
+            step_seconds=self.config.env.step_seconds,
+        )

@@ -1,0 +1,69 @@
+"""Result tables on the terminal, and result files."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from src.artifacts import command, git_commit, versions, write_text
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], console: Console) -> None:
+    """Print rows below a title; `columns` maps a key to its heading, numbers are rounded and set to the right."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for i, heading in enumerate(columns.values()):
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(_cell(row.get(key)) for key in columns))
+    console.print(f"\n[bold]{title}[/bold]", highlight=False)
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"
+    return "" if value is None else str(value)
+
+
+def gate(what: str, value: float, op: str, target: float, low: float | None = None, high: float | None = None) -> dict[str, Any]:
+    """One measured gate; it is met when the value, and the bound of its interval that counts where there is one, stand to `target` as `op` says."""
+    checks = {">=": lambda x: x >= target, "<=": lambda x: x <= target, ">": lambda x: x > target, "<": lambda x: x < target}
+    bound = (low if op.startswith(">") else high) if low is not None and high is not None else value
+    return {"what": what, "value": value, "low": low, "high": high, "op": op, "target": target, "met": bool(checks[op](value) and checks[op](bound))}
+
+
+def result(name: str, data: str, seconds: float, threads: int, gates: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A result file's content: who measured what, where, on which data (`real` or `synthetic`)."""
+    found = versions()
+    machine = {"cpus": _cpus(), "threads": threads, "python": platform.python_version(), "torch": found.get("torch", "")}
+    return {
+        "name": name, "command": command(), "commit": git_commit(), "data": data, "seconds": round(seconds, 1),
+        "machine": machine, "gates": dict(gates), "tables": dict(tables),
+    }  # fmt: skip
+
+
+def save_result(path: Path, found: Mapping[str, Any]) -> None:
+    """Write a result file, whole or not at all; numbers are rounded to six digits."""
+    write_text(path, json.dumps(_rounded(found), indent=1) + "\n")
+
+
+def _rounded(node: Any) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _rounded(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_rounded(value) for value in node]
+    return float(f"{node:.6g}") if isinstance(node, float) else node
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

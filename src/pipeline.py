@@ -1,0 +1,286 @@
+"""The phases, joined: data, sensor, trace bank, agents, evaluation. Imported by `main.py` and the main job's benchmark alone.
+
+Artifacts are named by a digest of what they depend on, so a phase finds what an earlier invocation trained from the same
+data, settings and seed, and nothing else. The phase that was asked for always runs; what it needs is reused if it is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from agents.benchmark import TEST_SEED, BenchmarkRunner, Comparison
+from agents.training import RLTrainer, load_policy
+from src.artifacts import write_text
+from src.config import Config, describe
+from src.data.bank import TraceBank
+from src.data.dataset import Dataset, load_dataset
+from src.data.windows import gather
+from src.errors import UserError
+from src.evaluation.figures import comparison_figure, learning_figure, timeline_figure
+from src.evaluation.report import write_report
+from src.evaluation.tables import gate, print_table, result, save_result
+from src.models.predictor_interface import EnhancedAttackPredictor
+from src.tracking import Tracker, tracking
+from src.training.lstm_trainer import LSTMTrainer
+from src.training.sensors import build_bank
+
+POLICY_COLUMNS = {
+    "policy": "policy", "return": "return", "low": "low", "high": "high", "damage": "damage", "healthy_service": "healthy",
+    "orders_per_hour": "orders/h", "isolation_hours_per_calm_day": "false h/day", "length": "steps",
+}  # fmt: skip
+"""`healthy`: share of criticality x time both uncompromised and in service; `false h/day`: device-hours cut off a day without attack."""
+FAMILY_COLUMNS = {"family": "family", "macro_f1": "F1"}
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@dataclass
+class Run:
+    """One invocation: its data, where it writes, and what it has found."""
+
+    config: Config
+    folder: Path
+    """Of this run's results."""
+    data: Dataset
+    tracker: Tracker
+    console: Console
+    resume: bool
+    started: float = field(default_factory=time.perf_counter)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    figures: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def sensor_folder(self) -> Path:
+        """Where the predictor and its bank lie."""
+        parts = self.data.data_hash, self.config.data.window, self.config.lstm.model_dump(mode="json"), self.config.compute.seed
+        return self.config.compute.artifacts / "sensors" / _digest(*parts)
+
+    @property
+    def agents_folder(self) -> Path:
+        """Where the agents lie."""
+        sections = [getattr(self.config, name).model_dump(mode="json") for name in ("env", "attackers", "reward", "rl")]
+        return self.config.compute.artifacts / "agents" / _digest(self.sensor_folder.name, *sections)
+
+    @property
+    def source(self) -> str:
+        """`real` or `synthetic profile`, for every table and figure."""
+        return self.data.source
+
+    def say(self, text: str) -> None:
+        """A line to the user."""
+        self.console.print(text, highlight=False)
+
+    def keep(self, figure: Figure, name: str, log: Tracker) -> None:
+        """Store a figure in the run's folder and in MLflow."""
+        path = self.folder / "figures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        log.log_figure(figure, f"figures/{name}.png")
+        self.figures[name] = path
+
+    def train_sensor(self) -> None:
+        """Train the predictor on `fit`, calibrate it, evaluate it on `test`, and fill the trace bank with its readings."""
+        target = self.sensor_folder / "predictor"
+        if not (self.resume and target.exists()):
+            with self.tracker.nested("predictor", {"phase": "lstm"}) as log:
+                self.say(
+                    f"training the attack predictor on {self.source} traffic: {len(self.data.splits['fit'].label):,} rows, {len(self.data.class_names)} classes"
+                )
+                trained = LSTMTrainer(self.config, self.data, log).train(target, self.resume)
+                example = self._windows(8)
+                log.log_model("attack-predictor", target, "src.models.predictor_interface", example, trained.sensor.read(example).table())
+                log.log_metrics({"eval/accuracy": trained.metrics["accuracy"], "eval/macro_f1": trained.metrics["macro_f1"]})
+        self._build_bank()
+        self._print_sensor()
+
+    def _windows(self, count: int) -> np.ndarray:
+        """A few raw windows of `test`, (count, T, F)."""
+        rows = self.data.splits["test"]
+        return gather(rows.features, np.arange(count) * self.config.data.window, self.config.data.window)
+
+    def _build_bank(self) -> TraceBank:
+        sensor = EnhancedAttackPredictor.load(self.sensor_folder / "predictor")
+        self.say("reading the held-back windows with the sensor, once")
+        bank = build_bank(self.data, sensor, sensor.scale)
+        bank.save(self.sensor_folder / "bank", {"data_hash": self.data.data_hash, "seed": self.config.compute.seed})
+        return bank
+
+    def _meta(self) -> dict[str, Any]:
+        return json.loads((self.sensor_folder / "predictor" / "meta.json").read_text(encoding="utf-8"))
+
+    def _sensor_rows(self) -> list[dict[str, Any]]:
+        metrics = self._meta()["metrics"]
+        return [{"family": key.split("/")[1], "macro_f1": value} for key, value in metrics.items() if key.startswith("family/")]
+
+    def _print_sensor(self) -> None:
+        metrics = self._meta()["metrics"]
+        scores = f"accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f} over {len(self.data.class_names)} classes"
+        title = f"attack predictor on held-out {self.source} windows: {scores}"
+        print_table(title, self._sensor_rows(), FAMILY_COLUMNS, self.console)
+
+    def bank(self) -> TraceBank:
+        """The trace bank of this data, with the sensor trained first if it is missing."""
+        if not (self.sensor_folder / "predictor").exists():
+            self.train_sensor()
+        elif not (self.sensor_folder / "bank").exists():
+            self._build_bank()
+        return TraceBank.load(self.sensor_folder / "bank")
+
+    def seeds(self) -> range:
+        """Seeds of the agents."""
+        return range(self.config.compute.seed, self.config.compute.seed + self.config.rl.seeds)
+
+    def train_agents(self) -> None:
+        """Train one agent a seed, on the `agent` split."""
+        trainer = RLTrainer(self.config, self.bank(), self.agents_folder)
+        for seed in self.seeds():
+            with self.tracker.nested(f"{self.config.rl.algorithm} seed {seed}", {"phase": "rl", "seed": seed, "scenario": self.config.env.scenario}) as log:
+                self.say(f"training agent, seed {seed}: {self.config.rl.total_timesteps:,} steps of '{self.config.env.scenario}'")
+                curve: list[tuple[int, float]] = []
+
+                def on_metrics(metrics: dict[str, float], step: int, log: Tracker = log, curve: list[tuple[int, float]] = curve) -> None:
+                    log.log_metrics(metrics, step)
+                    if "rollout/reward_mean" in metrics:
+                        curve.append((step, metrics["rollout/reward_mean"]))
+
+                folder = trainer.train(seed, on_metrics, self.resume)
+                log.log_artifact(folder, "agent")
+                if curve:
+                    self.curves[f"seed {seed}"] = curve
+
+    def evaluate(self) -> None:
+        """Play all policies on held-out traces; print, save and log how they compare."""
+        bank = self.bank()
+        trainer = RLTrainer(self.config, bank, self.agents_folder)
+        if not all(trainer.target(seed).exists() for seed in self.seeds()):
+            self.train_agents()
+        agents = {seed: trainer.target(seed) for seed in self.seeds()}
+        runner = BenchmarkRunner(self.config, bank)
+        with self.tracker.nested("evaluation", {"phase": "eval", "scenario": self.config.env.scenario, "split": "test", "sensors": bank.sensor}) as log:
+            found = runner.run(agents, self.say)
+            self._log(found, log)
+            best = max(agents, key=lambda seed: found.episodes["agent"][list(agents).index(seed)].mean)
+            self._draw(found, runner, agents[best], log)
+            self._register(agents[best], runner, log)
+            self._finish(found, log)
+
+    def everything(self) -> None:
+        """Predictor first, then the agents, then the evaluation."""
+        self.train_sensor()
+        self.train_agents()
+        self.evaluate()
+
+    def _log(self, found: Comparison, log: Tracker) -> None:
+        for row in found.rows:
+            name = row["policy"].split(":")[0].split(" (")[0].replace(" ", "_")
+            named = {"return": "reward_mean", "length": "length_mean"}
+            log.log_metrics({f"eval/{name}/{named.get(key, key)}": value for key, value in row.items() if key != "policy"})
+        log.log_table(found.rows, "evaluation.json")
+
+    def _draw(self, found: Comparison, runner: BenchmarkRunner, agent: Path, log: Tracker) -> None:
+        self.keep(comparison_figure(found.rows, self.source), "comparison", log)
+        if self.curves:
+            levels = {name: played[0].mean for name, played in found.episodes.items() if name == "tuned threshold" or name.startswith("best constant")}
+            self.keep(learning_figure(self.curves, levels, self.source), "learning", log)
+        attacked = np.flatnonzero(found.episodes["no-op"][0].summary["attacked"])
+        seed = TEST_SEED + int(attacked[0]) if len(attacked) else TEST_SEED
+        timeline = runner.record(lambda simulation: load_policy(agent, simulation), seed)
+        title = f"One held-out episode under the agent ('{self.config.env.scenario}', {self.source} traffic): attack as colour, defence as bars"
+        self.keep(timeline_figure(timeline, title), "episode", log)
+
+    def _register(self, agent: Path, runner: BenchmarkRunner, log: Tracker) -> None:
+        env = runner.env(8)
+        observation, _ = env.reset(seed=TEST_SEED)
+        actions, _ = load_policy(agent, env.simulation).predict(observation, deterministic=True)
+        log.log_model("defence-agent", agent, "agents.serving", observation, actions)
+
+    def _finish(self, found: Comparison, log: Tracker) -> None:
+        title = f"{self.config.eval.episodes} held-out episodes of '{self.config.env.scenario}', {self.source} traffic: mean return with 95 % interval"
+        print_table(title, found.rows, POLICY_COLUMNS, self.console)
+        self.say(f"tuned threshold: {found.threshold}")
+        differences = [{"against": name, "value": d.value, "low": d.low, "high": d.high} for name, d in found.differences.items()]
+        print_table("agent minus policy, paired by episode", differences, {"against": "policy", "value": "mean", "low": "low", "high": "high"}, self.console)
+        level = {row["policy"].split(":")[0].split(" (")[0]: row["return"] for row in found.rows}
+        if level["planner"] > level["best constant"]:
+            place = (level["agent"] - level["best constant"]) / (level["planner"] - level["best constant"])
+            self.say(f"place of the agent between best constant (0) and planner (1): {place:.3f}")
+        seconds = time.perf_counter() - self.started
+        results = result(
+            "main_job", "real" if self.source == "real" else "synthetic", seconds, self.config.compute.threads, self._gates(found), self._tables(found)
+        )
+        save_result(self.folder / "results.json", results)
+        report = write_report(self.folder / "report.html", f"IoT defence, {self.source} traffic", results, list(self.figures.values()))
+        log.log_artifact(self.folder / "results.json")
+        log.log_artifact(report)
+        self.say(f"results  {self.folder / 'results.json'}")
+        self.say(f"report   {report}")
+        self.say(f"figures  {self.folder / 'figures'}")
+
+    def _gates(self, found: Comparison) -> dict[str, Any]:
+        against = {"main.best_constant": "best constant", "main.noop": "no-op", "main.random": "random"}
+        gates = {}
+        for key, start in against.items():
+            name = next(name for name in found.differences if name.startswith(start))
+            difference = found.differences[name]
+            gates[key] = gate(f"mean return on held-out traces: agent minus {name}", difference.value, ">", 0.0, difference.low, difference.high)
+        return gates
+
+    def _tables(self, found: Comparison) -> dict[str, Any]:
+        metrics: Mapping[str, Any] = self._meta()["metrics"]
+        differences = [{"agent minus": name, "value": d.value, "low": d.low, "high": d.high} for name, d in found.differences.items()]
+        return {
+            "policies": found.rows,
+            "differences": differences,
+            "predictor": metrics,
+            "threshold": str(found.threshold),
+            "agents": {"seeds": list(self.seeds())},
+        }
+
+
+@contextlib.contextmanager
+def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
+    """Open a run: read the data, then the folder and the MLflow parent run, so that wrong input leaves nothing behind.
+
+    Raises:
+        UserError: for data that cannot be read, or a folder or store that cannot be written.
+    """
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a log file is as wide as the tables need
+    data = load_dataset(config.data, config.compute.seed)
+    name = resume or f"{datetime.now():%Y%m%d-%H%M%S}-{phase}-seed{config.compute.seed}"
+    folder = config.compute.artifacts / "runs" / name
+    former = _former(folder) if resume else None
+    tags = {"phase": phase, "data_source": data.source, "data_hash": data.data_hash, "scenario": config.env.scenario, "algorithm": config.rl.algorithm}
+    write_text(folder / "config.yml", describe(config))
+    with tracking(config, name, tags, former) as tracker:
+        write_text(folder / "run.json", json.dumps({"mlflow_run": tracker.run_id, "phase": phase}) + "\n")
+        console.print(f"run [bold]{name}[/bold]  data: {data.source} ({sum(len(rows.label) for rows in data.splits.values()):,} rows)", highlight=False)
+        run = Run(config, folder, data, tracker, console, resume is not None)
+        yield run
+        console.print(f"MLflow   {tracker.uri}\n         mlflow ui --backend-store-uri {tracker.uri}", highlight=False, soft_wrap=True)
+        console.print(f"done in {time.perf_counter() - run.started:.0f} s", highlight=False)
+
+
+def _former(folder: Path) -> str | None:
+    """The MLflow run that an interrupted invocation opened, if it came so far."""
+    try:
+        return json.loads((folder / "run.json").read_text(encoding="utf-8"))["mlflow_run"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"'{folder / 'run.json'}' cannot be read; start a new run without --resume") from error
