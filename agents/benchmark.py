@@ -72,10 +72,10 @@ class BenchmarkRunner:
         found = {}
         for d, name in enumerate(names):
             for order in list(Order)[1:]:
-                found[f"always {order.name} {name}"] = play(env, Constant(1 + d * 5 + order - 1), TEST_SEED)
+                found[f"{order.name} {name}"] = play(env, Constant(1 + d * 5 + order - 1), TEST_SEED)
         joint = self.env(count, mode="joint")
         for order in list(Order)[1:]:
-            found[f"always {order.name} everywhere"] = play(joint, Constant(int(order), len(names)), TEST_SEED)
+            found[f"{order.name} all"] = play(joint, Constant(int(order), len(names)), TEST_SEED)
         return found
 
     def run(self, agents: Mapping[int, Path], tell: Tell = lambda _: None) -> Comparison:

@@ -30,14 +30,14 @@ from src.data.windows import gather
 from src.errors import UserError
 from src.evaluation.figures import comparison_figure, learning_figure, timeline_figure
 from src.evaluation.report import write_report
-from src.evaluation.tables import gate, print_table, result, save_result
+from src.evaluation.tables import Gate, print_table, result, save_result
 from src.models.predictor_interface import EnhancedAttackPredictor
 from src.tracking import Tracker, tracking
 from src.training.lstm_trainer import LSTMTrainer
 from src.training.sensors import build_bank
 
 POLICY_COLUMNS = {
-    "policy": "policy", "return": "return", "low": "low", "high": "high", "damage": "damage", "healthy_service": "healthy",
+    "policy": "policy", "return": "return", "interval": "95 % interval", "damage": "damage", "healthy_service": "healthy",
     "orders_per_hour": "orders/h", "isolation_hours_per_calm_day": "false h/day", "length": "steps",
 }  # fmt: skip
 """`healthy`: share of criticality x time both uncompromised and in service; `false h/day`: device-hours cut off a day without attack."""
@@ -210,7 +210,8 @@ class Run:
 
     def _finish(self, found: Comparison, log: Tracker) -> None:
         title = f"{self.config.eval.episodes} held-out episodes of '{self.config.env.scenario}', {self.source} traffic: mean return with 95 % interval"
-        print_table(title, found.rows, POLICY_COLUMNS, self.console)
+        rows = [{**row, "interval": f"[{row['low']:.1f}, {row['high']:.1f}]"} for row in found.rows]
+        print_table(title, rows, POLICY_COLUMNS, self.console)
         self.say(f"tuned threshold: {found.threshold}")
         differences = [{"against": name, "value": d.value, "low": d.low, "high": d.high} for name, d in found.differences.items()]
         print_table("agent minus policy, paired by episode", differences, {"against": "policy", "value": "mean", "low": "low", "high": "high"}, self.console)
@@ -230,13 +231,13 @@ class Run:
         self.say(f"report   {report}")
         self.say(f"figures  {self.folder / 'figures'}")
 
-    def _gates(self, found: Comparison) -> dict[str, Any]:
+    def _gates(self, found: Comparison) -> dict[str, Gate]:
         against = {"main.best_constant": "best constant", "main.noop": "no-op", "main.random": "random"}
         gates = {}
         for key, start in against.items():
             name = next(name for name in found.differences if name.startswith(start))
             difference = found.differences[name]
-            gates[key] = gate(f"mean return on held-out traces: agent minus {name}", difference.value, ">", 0.0, difference.low, difference.high)
+            gates[key] = Gate(f"mean return on held-out traces: agent minus {name}", difference.value, 0.0, ">", difference.low, difference.high)
         return gates
 
     def _tables(self, found: Comparison) -> dict[str, Any]:

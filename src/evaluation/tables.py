@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -35,20 +37,36 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def gate(what: str, value: float, op: str, target: float, low: float | None = None, high: float | None = None) -> dict[str, Any]:
-    """One measured gate; it is met when the value, and the bound of its interval that counts where there is one, stand to `target` as `op` says."""
-    checks = {">=": lambda x: x >= target, "<=": lambda x: x <= target, ">": lambda x: x > target, "<": lambda x: x < target}
-    bound = (low if op.startswith(">") else high) if low is not None and high is not None else value
-    return {"what": what, "value": value, "low": low, "high": high, "op": op, "target": target, "met": bool(checks[op](value) and checks[op](bound))}
+@dataclass(frozen=True)
+class Gate:
+    """One measured claim. A gate that was not measured is left out, never written."""
+
+    what: str
+    """What was measured, in words."""
+    value: float
+    target: float
+    op: Literal[">=", "<=", ">", "<"] = ">="
+    """How `value` must stand to `target`; where there is an interval, its unfavourable end must too."""
+    low: float | None = None
+    """Lower end of the 95 % interval, where there is one."""
+    high: float | None = None
+    """Upper end."""
+    met: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Decide."""
+        holds = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}[self.op]
+        bound = self.low if self.op in (">=", ">") else self.high
+        object.__setattr__(self, "met", bool(holds(self.value, self.target) and (bound is None or holds(bound, self.target))))
 
 
-def result(name: str, data: str, seconds: float, threads: int, gates: Mapping[str, Any], tables: Mapping[str, Any]) -> dict[str, Any]:
+def result(name: str, data: str, seconds: float, threads: int, gates: Mapping[str, Gate], tables: Mapping[str, Any]) -> dict[str, Any]:
     """A result file's content: who measured what, where, on which data (`real` or `synthetic`)."""
     found = versions()
     machine = {"cpus": _cpus(), "threads": threads, "python": platform.python_version(), "torch": found.get("torch", "")}
     return {
         "name": name, "command": command(), "commit": git_commit(), "data": data, "seconds": round(seconds, 1),
-        "machine": machine, "gates": dict(gates), "tables": dict(tables),
+        "machine": machine, "gates": {key: asdict(one) for key, one in gates.items()}, "tables": dict(tables),
     }  # fmt: skip
 
 

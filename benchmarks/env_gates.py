@@ -1,0 +1,193 @@
+"""Is the environment worth solving? `python -m benchmarks.env_gates [--episodes 500] [--quick]`.
+
+Gates 1, 3 and 6 of the environment's model, on held-out traces of `clinic`. Real traffic is used where the folder of
+CICIoT2023 CSVs is given or found beside the checkout; `--quick` plays 100 episodes on the bundled synthetic bank.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from gymnasium.utils.env_checker import check_env
+from numpy.typing import NDArray
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+from agents.baselines import Constant, Random, Threshold, threshold_candidates
+from agents.benchmark import TEST_SEED, TUNING_SEED, BenchmarkRunner
+from agents.planner import Planner
+from benchmarks.common import Gate, parser, write_result
+from envs import IoTEnv, IoTVectorEnv
+from envs.world import Layout
+from src.config import Config, load_config
+from src.data.bank import TraceBank
+from src.evaluation.rollout import Episodes, Policy, play
+from src.evaluation.statistics import difference_estimate, interval
+
+Numbers = NDArray[np.float64]
+
+
+def main() -> None:
+    """Measure, print and write."""
+    words = parser(__doc__, data=True)
+    words.add_argument("--episodes", type=int, default=500, help="a policy")
+    given = words.parse_args()
+    episodes = 100 if given.quick else given.episodes
+    root = None if given.quick or not given.root.exists() else given.root
+    config = load_config(overrides=[f"eval.episodes={episodes}", f"eval.tuning_episodes={min(episodes, 100)}", f"data.root={root or 'null'}"])
+    bank = TraceBank.bundled() if given.quick else trained_bank(config)
+    runner = BenchmarkRunner(config, bank)
+    gates, rows = worth_solving(runner)
+    more, sensed = sensors_matter(runner)
+    gates |= more | behaves(config, bank, 50_000 if given.quick else 1_000_000)
+    data = "real" if bank.source == "real" else "synthetic"
+    write_result("env_gates", data, gates, {"policies": rows, "sensors": sensed}, given.quick)
+
+
+def trained_bank(config: Config) -> TraceBank:
+    """The bank of this data, with the predictor of the default configuration."""
+    from src.pipeline import start
+
+    with start(config, "lstm", None) as run:
+        return run.bank()
+
+
+def worth_solving(runner: BenchmarkRunner) -> tuple[dict[str, Gate], list[dict[str, Any]]]:
+    """Gate 1: no constant action solves it, and little damage is beyond reach."""
+    env = runner.env(runner.config.eval.episodes)
+    constants = {"no-op": play(env, Constant(0), TEST_SEED), **runner.constants(env)}
+    ranked = sorted(constants, key=lambda name: constants[name].mean)
+    played = {
+        **{name: constants[name] for name in [*ranked[:3], *ranked[-5:], "no-op"]},
+        "random": play(env, Random(env.simulation.layout, 0), TEST_SEED),
+        "planner": play(env, Planner(env.simulation), TEST_SEED),
+    }
+    best, worst, planner = constants[ranked[-1]].returns, constants[ranked[0]].returns, played["planner"].returns
+    idle, seen = constants["no-op"].summary["damage"], played["planner"].summary["damage"]
+    least = min((episodes.summary["damage"] for episodes in [*constants.values(), played["planner"]]), key=lambda damage: damage.mean())
+    rng = np.random.default_rng(0)
+
+    def ratio(what: str, target: float, op: Literal[">=", "<="], of: Callable[[NDArray[np.int64]], float]) -> Gate:
+        count = len(best)
+        samples = np.array([of(rng.integers(0, count, count)) for _ in range(runner.config.eval.bootstrap)])
+        return Gate(what, of(np.arange(count)), target, op, *interval(samples, runner.config.eval.confidence))
+
+    gates = {
+        "F.gate1": ratio(
+            "planner minus best constant, as a share of the constants' range", 0.4, ">=",
+            lambda i: float((planner[i].mean() - best[i].mean()) / (best[i].mean() - worst[i].mean())),
+        ),
+        "F.gate1.prevented": ratio(
+            "preventable damage that the planner prevents", 0.9, ">=",
+            lambda i: float((idle[i].mean() - seen[i].mean()) / (idle[i].mean() - least[i].mean())),
+        ),
+        "F.gate1.unpreventable": ratio(
+            "damage that no policy here prevented, as a share of no-op's", 0.1, "<=",
+            lambda i: float(least[i].mean() / idle[i].mean()),
+        ),
+    }  # fmt: skip
+    rows = [row(name, episodes) for name, episodes in sorted(played.items(), key=lambda item: item[1].mean)]
+    return gates, rows
+
+
+def row(name: str, episodes: Episodes) -> dict[str, Any]:
+    """A line of the table."""
+    return {
+        "policy": name,
+        "return": episodes.mean,
+        "standard_error": float(episodes.returns.std(ddof=1) / len(episodes.returns) ** 0.5),
+        "damage": float(episodes.summary["damage"].mean()),
+        "service_loss": float(episodes.summary["service"].mean()),
+        "healthy_service": float(episodes.summary["healthy_service"].mean()),
+    }
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """A policy that sees each device's observation under another device's name, another draw each step."""
+
+    policy: Policy
+    layout: Layout
+    rng: np.random.Generator
+
+    def predict(self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, Any]:
+        """As the policy, on shuffled devices."""
+        table = observation[:, : -Layout.CONTEXT].reshape(len(observation), self.layout.devices, self.layout.width)
+        mixed = self.rng.permuted(np.broadcast_to(np.arange(self.layout.devices), table.shape[:2]), axis=1)
+        table = np.take_along_axis(table, mixed[:, :, None], axis=1)
+        return self.policy.predict(
+            np.concatenate([table.reshape(len(table), -1), observation[:, -Layout.CONTEXT :]], axis=1), state, episode_start, deterministic
+        )
+
+
+def sensors_matter(runner: BenchmarkRunner) -> tuple[dict[str, Gate], list[dict[str, Any]]]:
+    """Gate 3: noise in a sensor, or shuffled observations, lower the return of the rule that reads it."""
+    config, bank = runner.config, runner.bank
+    env = runner.env(config.eval.episodes)
+    layout = env.simulation.layout
+    rng = np.random.default_rng(1)
+    gates, rows = {}, []
+    for signal, name in ((0, "risk"), (2, "anomaly")):
+        rule = tuned(runner, signal)
+        intact = play(env, rule, TEST_SEED)
+        # Readings of other windows of the same split: the same numbers, without the information.
+        column = bank.sensor_names.index(name)
+        noisy = np.array(bank.sensors)
+        for split in np.unique(bank.split):
+            inside = np.flatnonzero(bank.split == split)
+            noisy[inside, column] = noisy[rng.permutation(inside), column]
+        blind = BenchmarkRunner(config, bank.with_sensors(noisy))
+        controls = {
+            "noise": play(blind.env(config.eval.episodes), rule, TEST_SEED),
+            "noise, tuned again": play(blind.env(config.eval.episodes), tuned(blind, signal), TEST_SEED),
+            "observations shuffled": play(env, Shuffled(rule, layout, rng), TEST_SEED),
+        }
+        rows.append({**row(f"threshold on {name}", intact), "rule": str(rule)})
+        for control, episodes in controls.items():
+            rows.append({**row(f"threshold on {name}: {control}", episodes), "rule": ""})
+            lost = difference_estimate(intact.returns, episodes.returns, config.eval.bootstrap, config.eval.confidence, rng)
+            key = f"F.gate3.{name}.{control.replace(',', '').replace(' ', '_')}"
+            gates[key] = Gate(f"return that the threshold rule on {name} loses by {control}", lost.value, 0.0, ">", lost.low, lost.high)
+    return gates, rows
+
+
+def tuned(runner: BenchmarkRunner, signal: int) -> Threshold:
+    """The best threshold rule on one signal, on the agent's traces."""
+    env = runner.env(runner.config.eval.tuning_episodes, "agent")
+    return max(threshold_candidates(env.simulation.layout, signal), key=lambda rule: play(env, rule, TUNING_SEED).mean)
+
+
+def behaves(config: Config, bank: TraceBank, steps: int) -> dict[str, Gate]:
+    """Gate 6: check_env without a warning, bounds kept, and the same seed twice."""
+    complaints = 0
+    variants: list[dict[str, Any]] = [{}, {"flatten": True}, {"action_mode": "joint"}]
+    for settings in variants:
+        for check in (check_env, sb3_check_env):
+            with warnings.catch_warnings(record=True) as heard:
+                warnings.simplefilter("always")
+                check(IoTEnv(bank=bank, config=config, **settings))
+            complaints += len(heard)
+    count = 1000
+    differing = outside = 0
+    twins = [IoTVectorEnv(count, bank=bank, config=config, flatten=True) for _ in range(2)]
+    rng = np.random.default_rng(2)
+    for twin in twins:
+        twin.reset(seed=0)
+    low, high = twins[0].single_observation_space.low, twins[0].single_observation_space.high  # type: ignore[attr-defined]
+    for _ in range(steps // count):
+        actions = rng.integers(0, twins[0].single_action_space.n, count)  # type: ignore[attr-defined]
+        (first, rewards, *_), (second, others, *_) = (twin.step(actions) for twin in twins)
+        outside += int(((first < low) | (first > high) | ~np.isfinite(first)).sum())
+        differing += int((first != second).sum() + (rewards != others).sum())
+    return {
+        "F.gate6.check_env": Gate("warnings of gymnasium's and Stable-Baselines3's check_env", float(complaints), 0.0, "<="),
+        "F.gate6.bounds": Gate(f"numbers outside the observation space in {steps:,} random steps", float(outside), 0.0, "<="),
+        "F.gate6.seeds": Gate(f"numbers that differ between twins of one seed in {steps:,} steps", float(differing), 0.0, "<="),
+    }
+
+
+if __name__ == "__main__":
+    main()
