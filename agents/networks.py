@@ -12,10 +12,19 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
 from envs.world import KINDS, Layout
+from src.data.bank import FEATURE_BOUND
 from src.errors import UserError
 
 MASKED = -1e9
 """Logit of an order that would change nothing; finite, so that entropies stay finite."""
+
+PATIENCE = 2.0
+"""Logit of MONITOR before training, against 0 for all orders of a kind together. Who starts by ordering at random spends its
+first updates unlearning that, on networks which it has itself taken down."""
+
+FEATURE_SCALE = 0.5 / FEATURE_BOUND
+"""Traffic features enter at the scale of the sensors' readings. At their own they are by far the largest inputs, and being
+different for every window they invite the network to know training windows by heart."""
 
 
 class DeviceSetNetwork(nn.Module):
@@ -27,6 +36,9 @@ class DeviceSetNetwork(nn.Module):
     Reordering devices reorders the logits and leaves the value; the weights fit any number of devices.
     """
 
+    scale: Tensor
+    """(K,) what each input is multiplied by; not saved, for it follows from the layout."""
+
     def __init__(self, layout: Layout, hidden_size: int) -> None:
         """`layout` says what a device's floats are; its number of devices does not matter."""
         super().__init__()
@@ -34,6 +46,9 @@ class DeviceSetNetwork(nn.Module):
         self.width = layout.width
         self.valid = layout.parts["valid"]
         self.criticality = layout.parts["device"].start
+        scale = torch.ones(layout.width)
+        scale[layout.parts["features"]] = FEATURE_SCALE
+        self.register_buffer("scale", scale, persistent=False)
         self.embed = nn.Linear(layout.width, H)
         self.embed_context = nn.Linear(Layout.CONTEXT, H, bias=False)
         self.deepen = nn.Linear(H, H)
@@ -51,6 +66,7 @@ class DeviceSetNetwork(nn.Module):
                     nn.init.zeros_(module.bias)
         for last, gain in ((self.orders, 0.01), (self.monitor, 0.01), (self.worth, 1.0), (self.base, 1.0)):
             nn.init.orthogonal_(last.weight, gain)
+        nn.init.constant_(self.monitor.bias, PATIENCE)
 
     def forward(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Logits, invalid orders masked, and value.
@@ -63,7 +79,8 @@ class DeviceSetNetwork(nn.Module):
         """
         context = flat[:, -Layout.CONTEXT :]
         table = flat[:, : -Layout.CONTEXT].unflatten(1, (-1, self.width))  # (B, D, K)
-        h = torch.relu(self.embed(table) + self.embed_context(context).unsqueeze(1))  # (B, D, H)
+        seen = nn.functional.linear(table, self.embed.weight * self.scale, self.embed.bias)  # (B, D, H); scaling the weights spares a copy of the inputs
+        h = torch.relu(seen + self.embed_context(context).unsqueeze(1))  # (B, D, H)
         h = torch.relu(self.deepen(h))  # (B, D, H)
         pool = torch.cat([h.mean(1), h.amax(1)], dim=1)  # (B, 2H)
         each = torch.relu(self.own(h) + self.others(pool).unsqueeze(1))  # (B, D, H)
