@@ -314,17 +314,17 @@ class RLConfig(Section):
     """Environment steps a seed."""
     seeds: int = Field(default=3, ge=1)
     """Agents trained, with seeds `compute.seed`, +1, ..."""
-    n_envs: int = Field(default=64, ge=1)
+    n_envs: int = Field(default=128, ge=1)
     """Environments stepped at once."""
-    n_steps: int = Field(default=128, ge=2)
+    n_steps: int = Field(default=32, ge=2)
     """Steps of each environment between updates."""
-    batch_size: int = Field(default=2048, ge=2)
+    batch_size: int = Field(default=1024, ge=2)
     """Samples a gradient step."""
     n_epochs: int = Field(default=4, ge=1)
     """Passes over the collected samples."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Of Adam at the start; falls linearly to a tenth."""
-    gamma: float = Field(default=0.99, gt=0, le=1)
+    gamma: float = Field(default=0.97, gt=0, le=1)
     """Discount."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Of generalised advantage estimation."""
@@ -340,7 +340,7 @@ class RLConfig(Section):
     """Units of the network that all devices share."""
     normalize_reward: bool = True
     """Divide rewards by a running scale of the return while training."""
-    checkpoint_rollouts: int = Field(default=10, ge=1)
+    checkpoint_rollouts: int = Field(default=20, ge=1)
     """Updates between checkpoints."""
 
     @model_validator(mode="after")
