@@ -2,6 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+BENCHMARKS := profile_fidelity env_gates main_job
 
 .PHONY: setup run test check test-all bench
 .DEFAULT_GOAL := run
@@ -28,6 +29,8 @@ check: $(READY)  ## format, lint, types, architecture
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python -m benchmarks.report --check
 
-bench: $(READY)  ## every committed result, measured again
-	@for script in benchmarks/[a-z]*.py; do $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+bench: $(READY)  ## every committed result, measured again, and the documents' tables from them
+	@for script in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$script || exit 1; done
+	$(BIN)/python -m benchmarks.report

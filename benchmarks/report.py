@@ -1,0 +1,105 @@
+"""Tables of the README and docs from the committed result files: `python -m benchmarks.report [--check]`.
+
+Text between `<!-- results NAME -->` and `<!-- end -->` is replaced by what `TABLES[NAME]` makes of `benchmarks/results/`.
+`--check` changes nothing and ends with status 1 where a document differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, ROOT
+
+DOCUMENTS = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))))
+
+
+def _load(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _number(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *([_number(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _source(found: dict[str, Any], command: str) -> str:
+    machine = found["machine"]
+    return f"`{command}`, {found['data']} traffic, {found['seconds']:.0f} s on {machine['cpus']} CPUs."
+
+
+def policies() -> str:
+    """Returns of the main job."""
+    found = _load("main_job")
+    head = ["policy", "mean return", "95 % interval", "damage", "healthy service", "orders an hour", "false downtime, h a day"]
+    rows = [
+        [
+            row["policy"], row["return"], f"[{row['low']:.1f}, {row['high']:.1f}]", row["damage"], row["healthy_service"],
+            row["orders_per_hour"], row["isolation_hours_per_calm_day"],
+        ]
+        for row in found["tables"]["policies"]
+    ]  # fmt: skip
+    scores = found["tables"]["predictor"]
+    sensor = f"The predictor behind it: accuracy {scores['accuracy']:.3f}, macro-F1 {scores['macro_f1']:.3f}, over 8 families {scores['family_macro_f1']:.3f}."
+    return f"{_source(found, 'python -m benchmarks.main_job')} {sensor}\n\n{_table(head, rows)}"
+
+
+def gates(*names: str) -> str:
+    """Every gate of some result files."""
+    rows = []
+    for name in names:
+        for key, one in _load(name)["gates"].items():
+            bounds = "" if one["low"] is None else f"[{_number(one['low'])}, {_number(one['high'])}]"
+            rows.append([f"{one['what']} (`{key}`)", one["value"], bounds, f"{one['op']} {_number(one['target'])}", "yes" if one["met"] else "**no**"])
+    said = " ".join(_source(_load(name), f"python -m benchmarks.{name}") for name in names)
+    return f"{said}\n\n{_table(['gate', 'measured', '95 % interval', 'target', 'met'], rows)}"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "policies": policies,
+    "env_gates": lambda: gates("env_gates"),
+    "profile_fidelity": lambda: gates("profile_fidelity"),
+}
+
+
+def rendered(text: str) -> str:
+    """A document with its tables made anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}"
+
+    return re.sub(r"(<!-- results (\w+) -->).*?(<!-- end -->)", fill, text, flags=re.DOTALL)
+
+
+def main() -> int:
+    """Write, or check."""
+    words = argparse.ArgumentParser(description="Make the documents' tables from the committed result files.")
+    words.add_argument("--check", action="store_true", help="change nothing; fail where a document differs")
+    check = words.parse_args().check
+    stale = []
+    for name in DOCUMENTS:
+        path = Path(ROOT / name)
+        before = path.read_text(encoding="utf-8")
+        if (after := rendered(before)) != before:
+            stale.append(name)
+            if not check:
+                path.write_text(after, encoding="utf-8")
+    if check and stale:
+        print(f"tables differ from benchmarks/results in {', '.join(stale)}: run python -m benchmarks.report", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
