@@ -73,7 +73,7 @@ def worth_solving(runner: BenchmarkRunner) -> tuple[dict[str, Gate], list[dict[s
     def ratio(what: str, target: float, op: Literal[">=", "<="], of: Callable[[NDArray[np.int64]], float]) -> Gate:
         count = len(best)
         samples = np.array([of(rng.integers(0, count, count)) for _ in range(runner.config.eval.bootstrap)])
-        return Gate(what, of(np.arange(count)), target, op, *interval(samples, runner.config.eval.confidence))
+        return Gate(what, of(np.arange(count)), target, op, *interval(samples, runner.config.eval.confidence), by_interval=True)
 
     gates = {
         "F.gate1": ratio(
@@ -150,7 +150,7 @@ def sensors_matter(runner: BenchmarkRunner) -> tuple[dict[str, Gate], list[dict[
             rows.append({**row(f"threshold on {name}: {control}", episodes), "rule": ""})
             lost = difference_estimate(intact.returns, episodes.returns, config.eval.bootstrap, config.eval.confidence, rng)
             key = f"F.gate3.{name}.{control.replace(',', '').replace(' ', '_')}"
-            gates[key] = Gate(f"return that the threshold rule on {name} loses by {control}", lost.value, 0.0, ">", lost.low, lost.high)
+            gates[key] = Gate(f"return that the threshold rule on {name} loses by {control}", lost.value, 0.0, ">", lost.low, lost.high, by_interval=True)
     return gates, rows
 
 

@@ -237,7 +237,9 @@ class Run:
         for key, start in against.items():
             name = next(name for name in found.differences if name.startswith(start))
             difference = found.differences[name]
-            gates[key] = Gate(f"mean return on held-out traces: agent minus {name}", difference.value, 0.0, ">", difference.low, difference.high)
+            gates[key] = Gate(
+                f"mean return on held-out traces: agent minus {name}", difference.value, 0.0, ">", difference.low, difference.high, by_interval=True
+            )
         return gates
 
     def _tables(self, found: Comparison) -> dict[str, Any]:

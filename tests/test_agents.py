@@ -352,7 +352,7 @@ def test_altered_or_unfit_policies_are_refused(tiny: Config, bank: TraceBank, tm
 
 def test_training_pays(bank: TraceBank, tmp_path: Path) -> None:
     """Some seconds of training on the smallest network beat random orders and the best constant."""
-    config = load_config(overrides=["env.scenario=home", "rl.total_timesteps=40960", "compute.threads=1"])
+    config = load_config(overrides=["env.scenario=home", "rl.total_timesteps=49152", "compute.threads=1"])
     env = IoTVectorEnv(200, bank=bank, config=config, flatten=True)
     policy = load_policy(RLTrainer(config, bank, tmp_path).train(seed=0), env.simulation)
     learned = play(env, policy, 500)

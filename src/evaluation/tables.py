@@ -7,7 +7,7 @@ import operator
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import InitVar, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,17 +46,19 @@ class Gate:
     value: float
     target: float
     op: Literal[">=", "<=", ">", "<"] = ">="
-    """How `value` must stand to `target`; where there is an interval, its unfavourable end must too."""
+    """How `value` must stand to `target`."""
     low: float | None = None
     """Lower end of the 95 % interval, where there is one."""
     high: float | None = None
     """Upper end."""
     met: bool = field(init=False)
+    by_interval: InitVar[bool] = False
+    """Whether the unfavourable end of the interval must meet the target too (a difference whose interval excludes 0)."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, by_interval: bool) -> None:
         """Decide."""
         holds = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}[self.op]
-        bound = self.low if self.op in (">=", ">") else self.high
+        bound = (self.low if self.op in (">=", ">") else self.high) if by_interval else None
         object.__setattr__(self, "met", bool(holds(self.value, self.target) and (bound is None or holds(bound, self.target))))
 
 
