@@ -24,9 +24,9 @@ from src.data.dataset import Dataset, load_dataset
 from src.data.synthetic import EMBEDDED, LEVELS, VARIABLES, Profile, decompose
 from src.errors import UserError
 
-SMALLEST = 120
+SMALLEST = 100
 """Fewest rows of a component."""
-COMPONENTS = 8
+COMPONENTS = 16
 """Most components of a class."""
 
 
@@ -73,7 +73,9 @@ def _fit_class(features: NDArray[np.float32], segment: NDArray[np.int32], assemb
     quantiles, mixing, protocol, shares = [], [], [], np.zeros((len(VARIABLES),) * 2)
     for component in range(count):
         here = group == component
-        quantiles.append(np.quantile(variables[here], LEVELS, axis=0).T)
+        # Half a row inside both ends: an extreme belongs to one row, and a component may have but one variable that moves.
+        edge = 0.5 / (here.sum() - 1)
+        quantiles.append(np.quantile(variables[here], np.clip(LEVELS, edge, 1 - edge), axis=0).T)
         mixing.append(_root(_correlation(variables[here])))
         protocol.append(_other_protocol(features[here], variables[here]))
         shares += weight[component] * mixing[-1] ** 2

@@ -42,7 +42,7 @@ VARIABLES: tuple[str, ...] = (*_KINDS, *_OF_TCP, *_OF_UDP, "option words", "TTL"
 packet; `log duration` and `log idle`: seconds from first to last packet, and from the row before."""
 
 LEVELS: NDArray[np.float64] = np.concatenate(([0.0], ndtr(np.linspace(-2.6, 2.6, 39)), [1.0]))
-"""Levels of the stored quantiles: evenly spaced for a normal variable, and both ends."""
+"""Levels of the stored quantiles: evenly spaced for a normal variable, and both ends (where the stored value lies just inside)."""
 
 _TICK = 1e-6
 """Resolution of the captures' clock, seconds."""
