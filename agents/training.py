@@ -6,14 +6,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import random
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -28,6 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
+from agents.checkpoints import own_randomness, remove_checkpoint, restore_checkpoint, write_checkpoint
 from agents.factory import AlgorithmFactory
 from agents.networks import DeviceSetNetwork
 from agents.vec_env import IoTSB3VecEnv
@@ -80,18 +77,18 @@ class RLTrainer:
         mark = self._mark(seed)
         if resume and target.exists() and open_artifact(target, KIND)["mark"] == mark and not checkpoint.exists():
             return target
-        with _own_randomness(), _threads(self.config.compute.threads):
+        with own_randomness(), _threads(self.config.compute.threads):
             env = IoTVectorEnv(self.config.rl.n_envs, bank=self.bank, split="agent", config=self.config, flatten=True)
             model, scaler = self._model(env, seed)
             if resume and checkpoint.exists():
-                _restore(checkpoint, mark, model, scaler)
+                restore_checkpoint(checkpoint, mark, model, scaler)
             total = self.config.rl.total_timesteps
             progress = _Progress(f"agent, seed {seed}", total)
             watcher = _Watcher(self.config, checkpoint, mark, scaler, on_metrics, progress)
             with progress:
                 model.learn(max(total - model.num_timesteps, 0), watcher, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
             self._save(target, mark, model, env.simulation, seed)
-        checkpoint.unlink(missing_ok=True)
+        remove_checkpoint(checkpoint)
         return target
 
     def _model(self, env: IoTVectorEnv, seed: int) -> tuple[PPO, VecNormalize]:
@@ -243,26 +240,21 @@ class _Watcher(BaseCallback):
     def _on_rollout_start(self) -> None:
         # Here, not at a rollout's end, the update is done and the environments wait in the state that the next rollout starts from.
         if self._rollouts > 0:
-            self._after_update()
             if self._rollouts % self._config.rl.checkpoint_rollouts == 0:
-                _write_checkpoint(self._checkpoint, self._mark, self.model, self._scaler)  # type: ignore[arg-type]
+                write_checkpoint(self._checkpoint, self._mark, self.model, self._scaler)  # type: ignore[arg-type]
             self._report()
         self._began = time.perf_counter()
 
     def _on_training_end(self) -> None:
         if self._rollouts > 0:
-            self._after_update()
             self._report()
 
-    def _after_update(self) -> None:
-        self._metrics = self._measure()
-        self._episodes.clear()
-
     def _report(self) -> None:
-        mean = self._metrics.get("rollout/reward_mean")
-        self._progress.update(self.num_timesteps, "" if mean is None else f"return {mean:.2f}")
+        metrics = self._measure()
+        self._episodes.clear()
+        self._progress.update(self.num_timesteps, f"return {metrics['rollout/reward_mean']:.2f}" if "rollout/reward_mean" in metrics else "")
         if self._on_metrics is not None:
-            self._on_metrics(self._metrics, self.num_timesteps)
+            self._on_metrics(metrics, self.num_timesteps)
 
     def _measure(self) -> dict[str, float]:
         """One rollout's figures. Means over episodes are left out where none ended in it."""
@@ -289,68 +281,6 @@ class _Watcher(BaseCallback):
                 },
             }
         return metrics
-
-
-def _write_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) -> None:
-    """Everything that the coming steps depend on, written whole or not at all."""
-    twister: Any = np.random.get_state()  # noqa: NPY002 - what Stable-Baselines3 draws its batches from
-    state = {
-        "mark": mark,
-        "timesteps": model.num_timesteps,
-        "updates": model._n_updates,
-        "policy": model.policy.state_dict(),
-        "optimizer": model.policy.optimizer.state_dict(),
-        "episode_starts": torch.from_numpy(np.asarray(model._last_episode_starts).copy()),
-        "env": scaler.venv.state(),  # type: ignore[attr-defined]
-        "scale": {"mean": float(scaler.ret_rms.mean), "var": float(scaler.ret_rms.var), "count": float(scaler.ret_rms.count)},
-        "discounted": torch.from_numpy(scaler.returns.copy()),
-        "torch": torch.get_rng_state(),
-        "numpy": [twister[0], torch.from_numpy(twister[1].copy()), *twister[2:]],
-        "python": json.dumps(random.getstate()),
-    }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as stream:
-            torch.save(state, stream)
-        os.replace(name, path)
-    except OSError as error:
-        raise UserError(f"cannot write checkpoint '{path}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
-
-
-def _restore(path: Path, mark: str, model: PPO, scaler: VecNormalize) -> None:
-    """Put a checkpoint's state into a fresh model and its environments, and the global random numbers."""
-    try:
-        state = torch.load(path, map_location=model.device, weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
-        raise UserError(f"checkpoint '{path}' cannot be read ({error.__class__.__name__}); delete it, or train without --resume") from error
-    if state["mark"] != mark:
-        raise UserError(f"checkpoint '{path}' is of a run with another configuration or trace bank; delete it, or train without --resume")
-    model.policy.load_state_dict(state["policy"])
-    model.policy.optimizer.load_state_dict(state["optimizer"])
-    model.num_timesteps, model._n_updates = state["timesteps"], state["updates"]
-    model._last_obs = scaler.venv.restore(state["env"])  # type: ignore[attr-defined]
-    model._last_episode_starts = state["episode_starts"].cpu().numpy()
-    scaler.ret_rms.mean, scaler.ret_rms.var = np.array(state["scale"]["mean"]), np.array(state["scale"]["var"])
-    scaler.ret_rms.count = state["scale"]["count"]
-    scaler.returns = state["discounted"].cpu().numpy()
-    torch.set_rng_state(state["torch"].cpu())
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy(), *rest))  # noqa: NPY002
-    version, numbers, gauss = json.loads(state["python"])
-    random.setstate((version, tuple(numbers), gauss))
-
-
-@contextlib.contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Leave the global random numbers, which Stable-Baselines3 seeds and draws from, as they were."""
-    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_rng_state(pytorch)
 
 
 @contextlib.contextmanager

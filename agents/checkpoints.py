@@ -1,0 +1,104 @@
+"""Checkpoints of a training run, exact: who goes on from one ends where the uninterrupted run would have ended (on a CPU)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecNormalize
+
+from src.errors import UserError
+
+
+def write_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) -> None:
+    """Everything that the coming steps depend on, written whole or not at all.
+
+    Args:
+        path: the file; a former checkpoint there is replaced.
+        mark: digest of what the run depends on.
+        model: between two rollouts, its update done.
+        scaler: the model's environment, over an `IoTSB3VecEnv`.
+
+    Raises:
+        UserError: when the folder cannot be written.
+    """
+    twister: Any = np.random.get_state()  # noqa: NPY002 - what Stable-Baselines3 draws its batches from
+    state = {
+        "mark": mark,
+        "timesteps": model.num_timesteps,
+        "updates": model._n_updates,
+        "policy": model.policy.state_dict(),
+        "optimizer": model.policy.optimizer.state_dict(),
+        "episode_starts": torch.from_numpy(np.asarray(model._last_episode_starts).copy()),
+        "env": scaler.venv.state(),  # type: ignore[attr-defined]
+        "scale": {"mean": float(scaler.ret_rms.mean), "var": float(scaler.ret_rms.var), "count": float(scaler.ret_rms.count)},
+        "discounted": torch.from_numpy(scaler.returns.copy()),
+        "torch": torch.get_rng_state(),
+        "numpy": [twister[0], torch.from_numpy(twister[1].copy()), *twister[2:]],
+        "python": json.dumps(random.getstate()),
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _partial(path).open("wb") as stream:
+            torch.save(state, stream)
+        os.replace(_partial(path), path)
+    except OSError as error:
+        raise UserError(f"cannot write checkpoint '{path}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
+
+
+def restore_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) -> None:
+    """Put a checkpoint's state into a fresh model and its environments, and into the global random numbers.
+
+    Raises:
+        UserError: when the file cannot be read, or is another run's.
+    """
+    try:
+        state = torch.load(path, map_location=model.device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:
+        raise UserError(f"checkpoint '{path}' cannot be read ({error.__class__.__name__}); delete it, or train without --resume") from error
+    if state["mark"] != mark:
+        raise UserError(f"checkpoint '{path}' is of a run with another configuration or trace bank; delete it, or train without --resume")
+    model.policy.load_state_dict(state["policy"])
+    model.policy.optimizer.load_state_dict(state["optimizer"])
+    model.num_timesteps, model._n_updates = state["timesteps"], state["updates"]
+    model._last_obs = scaler.venv.restore(state["env"])  # type: ignore[attr-defined]
+    model._last_episode_starts = state["episode_starts"].cpu().numpy()
+    scaler.ret_rms.mean, scaler.ret_rms.var = np.array(state["scale"]["mean"]), np.array(state["scale"]["var"])
+    scaler.ret_rms.count = state["scale"]["count"]
+    scaler.returns = state["discounted"].cpu().numpy()
+    torch.set_rng_state(state["torch"].cpu())
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy(), *rest))  # noqa: NPY002
+    version, numbers, gauss = json.loads(state["python"])
+    random.setstate((version, tuple(numbers), gauss))
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint, and what a killed run may have left of the next one."""
+    path.unlink(missing_ok=True)
+    _partial(path).unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextlib.contextmanager
+def own_randomness() -> Iterator[None]:
+    """Leave the global random numbers, which Stable-Baselines3 seeds and draws from, as they were."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(pytorch)
