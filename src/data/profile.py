@@ -17,6 +17,7 @@ from scipy.optimize import nnls
 from scipy.special import ndtri
 from scipy.stats import rankdata
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from src.config import DataConfig
 from src.data.ciciot2023 import FEATURES_39
@@ -48,7 +49,8 @@ def fit_profile(data: Dataset, seed: int, components: int = COMPONENTS) -> Profi
         mine = rows.label == index
         if mine.sum() < SMALLEST:
             raise UserError(f"class '{name}' has {int(mine.sum())} rows on side 'fit'; a profile needs {SMALLEST}, or it would repeat rows")
-        parts.append(_fit_class(rows.features[mine], rows.segment[mine], name in data.assembled, seed, components))
+        with threadpool_limits(1):  # matrices are small: threads would only wait for each other
+            parts.append(_fit_class(rows.features[mine], rows.segment[mine], name in data.assembled, seed, components))
     merged = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     merged["owner"] = np.repeat(np.arange(len(parts)), [len(part["weight"]) for part in parts])
     kinds = {"owner": np.int16, "packets": np.int32, "rows": np.int32, "other_protocol": np.uint8, "assembled": np.bool_}
