@@ -1,0 +1,237 @@
+"""The command line, as a user runs it, at tiny sizes."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import main as command_line
+from agents.baselines import threshold_candidates
+from src.artifacts import open_artifact
+from src.config import Config, Section, leaves, load_config
+from src.data.ciciot2023 import FEATURES_39
+from src.tracking import mlflow  # not mlflow itself: it must find its environment set when it is imported
+
+TINY = [
+    "data.synthetic_rows_per_class=400", "lstm.training.epochs=1", "lstm.training.stride=10", "lstm.model.hidden_size=16", "lstm.training.loss=focal",
+    "rl.total_timesteps=2048", "rl.seeds=2", "rl.n_envs=16", "rl.n_steps=64", "rl.batch_size=256", "rl.hidden_size=8",
+    "eval.episodes=20", "eval.tuning_episodes=10", "eval.bootstrap=100", "env.scenario=home", "compute.threads=1",
+]  # fmt: skip
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "ciciot2023"
+
+
+def words(artifacts: Path, phase: str, *more: str) -> list[str]:
+    return ["--phase", phase, *(part for item in [*TINY, f"compute.artifacts={artifacts}", *more] for part in ("--set", item))]
+
+
+@pytest.fixture(autouse=True)
+def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the tuning grid: these tests are about the plumbing."""
+    monkeypatch.setattr("agents.benchmark.threshold_candidates", lambda layout: list(threshold_candidates(layout))[::10])
+
+
+@pytest.fixture(scope="module")
+def read_keys() -> Iterator[set[tuple[type, str]]]:
+    """Settings that product code read while the module's runs went on."""
+    seen: set[tuple[type, str]] = set()
+    plain = Section.__getattribute__
+    root = Path(__file__).parents[1]
+    own = {str(root / "src" / "config.py")}
+
+    def watched(self: Section, name: str) -> object:
+        caller = sys._getframe(1).f_code.co_filename
+        if name in type(self).model_fields and caller.startswith((str(root / "src"), str(root / "envs"), str(root / "agents"))) and caller not in own:
+            seen.add((type(self), name))
+        return plain(self, name)
+
+    Section.__getattribute__ = watched  # type: ignore[method-assign]
+    yield seen
+    del Section.__getattribute__
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory, read_keys: set[tuple[type, str]]) -> Path:
+    """Artifacts of one `--phase all`."""
+    artifacts = tmp_path_factory.mktemp("all") / "artifacts"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agents.benchmark.threshold_candidates", lambda layout: list(threshold_candidates(layout))[::10])
+        assert command_line.main(words(artifacts, "all")) == 0
+    return artifacts
+
+
+def runs_folder(artifacts: Path) -> Path:
+    (folder,) = (artifacts / "runs").iterdir()
+    return folder
+
+
+def test_everything_is_written(whole_run: Path) -> None:
+    folder = runs_folder(whole_run)
+    assert {path.name for path in folder.iterdir()} == {"config.yml", "run.json", "results.json", "report.html", "figures"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {"comparison.png", "learning.png", "episode.png"}
+    results = json.loads((folder / "results.json").read_text())
+    assert results["data"] == "synthetic"
+    assert {"name", "command", "commit", "data", "seconds", "machine", "gates", "tables"} == set(results)
+    assert [row["policy"].split(":")[0] for row in results["tables"]["policies"]][-1] == "planner (sees the truth)"
+    assert "synthetic profile" in (folder / "report.html").read_text()
+    (sensor,) = (whole_run / "sensors").iterdir()
+    for kind, place in (("lstm-predictor", sensor / "predictor"), ("trace-bank", sensor / "bank")):
+        open_artifact(place, kind)
+    leftovers = [path for place in ("runs", "sensors", "agents") for path in (whole_run / place).rglob("*") if re.search(r"^\.|checkpoint|tmp", path.name)]
+    assert leftovers == []
+    assert load_config(folder / "config.yml", environ={}).rl.n_envs == 16
+
+
+def test_mlflow_reads_back(whole_run: Path) -> None:
+    client = mlflow.MlflowClient(f"sqlite:///{whole_run / 'mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "iot-defense"]
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(parents) == 1
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    named = {run.info.run_name: run for run in runs}
+    assert {"predictor", "ppo seed 0", "ppo seed 1", "evaluation"} <= set(named)
+    assert parents[0].data.params["rl.n_envs"] == "16"
+    assert parents[0].data.tags["data_source"] == "synthetic profile"
+    metrics = named["evaluation"].data.metrics
+    for policy in ("agent", "no-op", "planner", "tuned_threshold"):
+        for measure in ("reward_mean", "length_mean", "share_restore", "end_overrun", "end_evicted", "end_horizon"):
+            assert f"eval/{policy}/{measure}" in metrics
+    assert metrics["eval/agent/reward_mean"] <= 0
+    learned = client.get_metric_history(named["ppo seed 1"].info.run_id, "rollout/reward_mean")
+    assert learned[-1].step == 2048
+    for model in ("attack-predictor", "defence-agent"):
+        assert client.get_model_version_by_alias(model, "champion").run_id in {run.info.run_id for run in runs}
+
+
+def test_every_setting_is_live(whole_run: Path, read_keys: set[tuple[type, str]]) -> None:
+    dead = [key for key, section in leaves().items() if (section, key.rsplit(".", 1)[-1]) not in read_keys]
+    assert dead == []
+
+
+def test_what_reaches_the_kernel_is_read_there() -> None:
+    from envs import attackers, dynamics
+
+    source = Path(dynamics.__file__).read_text()
+    for table in (attackers.PROFILE, dynamics.RULES, dynamics.CONTROL):
+        for name in table.names or ():
+            assert re.search(rf"\.{name}\b", source), name
+
+
+def test_phases_reuse_what_they_need_and_the_same_seed_gives_the_same_numbers(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((runs_folder(whole_run) / "results.json").read_text())["tables"]["policies"]
+    artifacts = tmp_path / "artifacts"
+    assert command_line.main(words(artifacts, "eval")) == 0  # trains what is missing first
+    assert json.loads((runs_folder(artifacts) / "results.json").read_text())["tables"]["policies"] == before
+    capsys.readouterr()
+    assert command_line.main(words(artifacts, "eval")) == 0
+    assert "training" not in capsys.readouterr().out
+
+
+def test_resume_goes_on(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts = tmp_path / "artifacts"
+    with monkeypatch.context() as patch:
+
+        def stop(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr("src.pipeline.Run.evaluate", stop)
+        assert command_line.main(words(artifacts, "all")) == 130
+    name = runs_folder(artifacts).name
+    capsys.readouterr()
+    assert command_line.main(["--phase", "all", "--resume", name, "--set", f"compute.artifacts={artifacts}"]) == 0
+    out = capsys.readouterr().out
+    assert "training the attack predictor" not in out
+    results = [json.loads((folder / "results.json").read_text())["tables"]["policies"] for folder in (runs_folder(artifacts), runs_folder(whole_run))]
+    assert results[0] == results[1]
+    client = mlflow.MlflowClient(f"sqlite:///{artifacts / 'mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "iot-defense"]
+    assert len([run for run in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in run.data.tags]) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--phase", "lsmt"], "did you mean 'lstm'"),
+        ([], "--phase"),
+        (["--phase", "lstm", "--preset", "quik"], "did you mean 'quick'"),
+        (["--phase", "lstm", "--set", "lstm.training.epoch=3"], "did you mean 'lstm.training.epochs'"),
+        (["--phase", "lstm", "--set", "lstm.training.epochs=few"], "lstm.training.epochs"),
+        (["--phase", "lstm", "--config", "nowhere.yml"], "nowhere.yml"),
+        (["--phase", "lstm", "--set", "data.root=nowhere"], "nowhere"),
+        (["--phase", "sae"], "not part of this version"),
+        (["--phase", "rl", "--resume", "never"], "no run 'never'"),
+        (["--phase", "rl", "--resume", "never", "--preset", "quick"], "leave out"),
+        (["--phase", "lstm", "--seed", "one"], "--seed"),
+        (["--phase", "lstm", "--sed", "1"], "--sed"),
+        (["--phase", "lstm", "--seed", "-1"], "compute.seed"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifacts = tmp_path / "artifacts"
+    assert command_line.main([*given, "--set", f"compute.artifacts={artifacts}"]) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.err.count("\n") == 1
+    assert not artifacts.exists()
+
+
+GOOD_ROW = ",".join(["1"] * 39)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "empty"),
+        ("a,b\n1,2\n", "column"),
+        ("{header}\n", ""),
+        ("{header},label\n{row},Teapot\n", "Teapot"),
+        ("{header},label\n{words},XSS\n", ""),
+    ],
+    ids=["empty", "other columns", "header only", "unknown label", "text cells"],
+)
+def test_wrong_data_is_one_line_and_leaves_nothing(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = ",".join(FEATURES_39)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "part.csv").write_text(text.format(header=header, row=GOOD_ROW, words=GOOD_ROW.replace("1", "one")))
+    artifacts = tmp_path / "artifacts"
+    assert command_line.main(words(artifacts, "lstm", f"data.root={tmp_path / 'data'}")) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert shown.count("\n") == 1
+    assert not artifacts.exists()
+
+
+def test_artifacts_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert command_line.main(words(tmp_path / "file", "lstm")) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_altered_artifact_is_refused_by_name(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    shutil.copytree(whole_run, tmp_path / "copy")
+    (weights,) = (tmp_path / "copy" / "sensors").glob("*/bank/sensors.npy")
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    assert command_line.main(words(tmp_path / "copy", "eval")) == 2
+    shown = capsys.readouterr().err
+    assert "sensors.npy" in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="real CICIoT2023 rows are not beside this checkout (../shared/data/ciciot2023)")
+def test_real_rows_say_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifacts = tmp_path / "artifacts"
+    assert command_line.main(words(artifacts, "all", f"data.root={SHARED}", "data.max_rows_per_class=400", "rl.seeds=1")) == 0
+    assert "real traffic" in capsys.readouterr().out
+    assert json.loads((runs_folder(artifacts) / "results.json").read_text())["data"] == "real"
+
+
+def test_every_setting_has_a_section() -> None:
+    assert set(Config.model_fields) == {"data", "lstm", "env", "attackers", "reward", "rl", "eval", "mlflow", "compute"}
