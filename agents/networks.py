@@ -23,8 +23,12 @@ PATIENCE = 2.0
 first updates unlearning that, on networks which it has itself taken down."""
 
 FEATURE_SCALE = 0.5 / FEATURE_BOUND
-"""Traffic features enter at the scale of the sensors' readings. At their own they are by far the largest inputs, and being
-different for every window they invite the network to know training windows by heart."""
+"""Traffic features enter at the scale of the other inputs. At their own they are by far the largest, and being different for
+every window they invite the network to know training windows by heart."""
+
+READING_MARGIN, READING_SCALE = 0.005, 1 / 3
+"""Readings in [0, 1] enter as log-odds, in which evidence adds up and .01 lies as far from .1 as .9 from .99: kept off 0 and 1
+by the margin, then brought to the scale of the other inputs."""
 
 
 class DeviceSetNetwork(nn.Module):
@@ -36,19 +40,15 @@ class DeviceSetNetwork(nn.Module):
     Reordering devices reorders the logits and leaves the value; the weights fit any number of devices.
     """
 
-    scale: Tensor
-    """(K,) what each input is multiplied by; not saved, for it follows from the layout."""
-
     def __init__(self, layout: Layout, hidden_size: int) -> None:
         """`layout` says what a device's floats are; its number of devices does not matter."""
         super().__init__()
         H = hidden_size
         self.width = layout.width
-        self.valid = layout.parts["valid"]
-        self.criticality = layout.parts["device"].start
-        scale = torch.ones(layout.width)
-        scale[layout.parts["features"]] = FEATURE_SCALE
-        self.register_buffer("scale", scale, persistent=False)
+        parts = layout.parts
+        self.features, self.readings = parts["features"], slice(parts["sensors"].start, parts["trend"].stop)
+        self.plain = slice(parts["trend"].stop, layout.width)
+        self.valid, self.criticality = parts["valid"], parts["device"].start
         self.embed = nn.Linear(layout.width, H)
         self.embed_context = nn.Linear(Layout.CONTEXT, H, bias=False)
         self.deepen = nn.Linear(H, H)
@@ -79,8 +79,9 @@ class DeviceSetNetwork(nn.Module):
         """
         context = flat[:, -Layout.CONTEXT :]
         table = flat[:, : -Layout.CONTEXT].unflatten(1, (-1, self.width))  # (B, D, K)
-        seen = nn.functional.linear(table, self.embed.weight * self.scale, self.embed.bias)  # (B, D, H); scaling the weights spares a copy of the inputs
-        h = torch.relu(seen + self.embed_context(context).unsqueeze(1))  # (B, D, H)
+        odds = torch.logit(table[..., self.readings], eps=READING_MARGIN) * READING_SCALE
+        inputs = torch.cat([table[..., self.features] * FEATURE_SCALE, odds, table[..., self.plain]], dim=2)  # (B, D, K)
+        h = torch.relu(self.embed(inputs) + self.embed_context(context).unsqueeze(1))  # (B, D, H)
         h = torch.relu(self.deepen(h))  # (B, D, H)
         pool = torch.cat([h.mean(1), h.amax(1)], dim=1)  # (B, 2H)
         each = torch.relu(self.own(h) + self.others(pool).unsqueeze(1))  # (B, D, H)

@@ -322,7 +322,7 @@ class RLConfig(Section):
     """Samples a gradient step."""
     n_epochs: int = Field(default=4, ge=1)
     """Passes over the collected samples."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=2e-3, gt=0)
     """Of Adam at the start; falls linearly to a tenth."""
     gamma: float = Field(default=0.97, gt=0, le=1)
     """Discount."""
@@ -330,7 +330,7 @@ class RLConfig(Section):
     """Of generalised advantage estimation."""
     clip_range: float = Field(default=0.2, gt=0)
     """Of the probability ratio."""
-    ent_coef: float = Field(default=0.005, ge=0)
+    ent_coef: float = Field(default=0.01, ge=0)
     """Weight of the entropy bonus."""
     vf_coef: float = Field(default=0.5, ge=0)
     """Weight of the value loss."""

@@ -367,7 +367,16 @@ def test_altered_or_unfit_policies_are_refused(tiny: Config, bank: TraceBank, tm
 def test_training_pays(bank: TraceBank, tmp_path: Path) -> None:
     """Some seconds of training on the smallest network beat random orders and the best constant."""
     config = load_config(
-        overrides=["env.scenario=home", "rl.total_timesteps=32768", "rl.n_envs=32", "rl.batch_size=256", "rl.learning_rate=0.002", "compute.threads=1"]
+        overrides=[
+            "env.scenario=home",
+            "rl.total_timesteps=20480",
+            "rl.n_envs=32",
+            "rl.batch_size=256",
+            "rl.learning_rate=0.003",
+            "env.horizon=60",
+            "env.start_range=[2, 10]",
+            "compute.threads=1",
+        ]
     )
     env = IoTVectorEnv(200, bank=bank, config=config, flatten=True)
     policy = load_policy(RLTrainer(config, bank, tmp_path).train(seed=0), env.simulation)
