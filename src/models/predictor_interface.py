@@ -32,6 +32,9 @@ SOURCES = {"uncertainty": "predictive entropy", "anomaly": "PCA reconstruction p
 LEVELS = ((0.2, "none"), (0.4, "low"), (0.6, "medium"), (0.8, "high"), (float("inf"), "critical"))
 """Upper bounds (exclusive) of the risk score, each with the severity level below it."""
 
+LARGEST = float(np.finfo(np.float32).max)
+"""Largest value of a feature that single precision holds."""
+
 
 @dataclass(frozen=True)
 class BenignSubspace:
@@ -191,7 +194,7 @@ class EnhancedAttackPredictor:
                 row.append(float(step[name]))
             except (TypeError, ValueError) as error:
                 raise UserError(f"step {index}: feature '{name}' is {step[name]!r}, not a number") from error
-            if not abs(row[-1]) <= np.finfo(np.float32).max:
+            if not abs(row[-1]) <= LARGEST:
                 raise UserError(f"step {index}: feature '{name}' is {step[name]!r}, not a finite number of single precision")
         return row
 

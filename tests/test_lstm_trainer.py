@@ -1,0 +1,216 @@
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from src.artifacts import open_artifact
+from src.config import Config, load_config
+from src.data.bank import SPLITS, TraceBank
+from src.errors import UserError
+from src.models.lstm_attack_predictor import KIND
+from src.models.predictor_interface import EnhancedAttackPredictor
+from src.predictor.interface import SensorReading
+from src.training.lstm_trainer import LSTMTrainer, TrainedSensor, confusion_figure, history_figure
+from src.training.sensors import build_bank
+from tests.datasets import CLASSES, FEATURES, SIZES, make_dataset
+
+T = 6
+DATA = make_dataset()
+
+
+def config(*more: str) -> Config:
+    tiny = ["data.window=6", "lstm.model.hidden_size=16", "lstm.training.epochs=3", "lstm.training.learning_rate=0.01", "lstm.training.stride=1"]
+    return load_config(overrides=[*tiny, "lstm.training.batch_size=64", "compute.device=cpu", "compute.threads=1", *more], environ={})
+
+
+class Notes:
+    """Keeps what is logged; stops the training after an epoch when told to."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.epochs: dict[int, dict[str, float]] = {}
+        self.final: dict[str, float] = {}
+        self.files: dict[str, Any] = {}
+        self.stop_after = stop_after
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if step is None:
+            self.final |= metrics
+            return
+        self.epochs[step] = dict(metrics)
+        if step == self.stop_after:
+            raise KeyboardInterrupt
+
+    def log_figure(self, figure: Any, path: str) -> None:
+        self.files[path] = figure
+
+    def log_table(self, rows: Any, path: str) -> None:
+        self.files[path] = rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedSensor, Notes]:
+    notes = Notes()
+    return LSTMTrainer(config(), DATA, notes).train(tmp_path_factory.mktemp("run") / "lstm"), notes
+
+
+def weights(trained: TrainedSensor) -> list[torch.Tensor]:
+    return [*trained.sensor.model.state_dict().values(), *trained.sensor.subspace.tensors().values()]
+
+
+def test_it_logs_epochs_results_figures_and_tables(run: tuple[TrainedSensor, Notes]) -> None:
+    trained, notes = run
+    assert list(notes.epochs) == [1, 2, 3]
+    assert {"learning_rate", "train/loss", "train/accuracy", "calibrate/loss", "calibrate/accuracy", "calibrate/macro_f1"} <= set(notes.epochs[1])
+    assert {f"test/{key}" for key in trained.metrics} == set(notes.final)
+    assert notes.final["test/macro_f1"] == trained.evaluation.metrics()["macro_f1"] > 0.5
+    assert {"test/weighted_f1", "test/accuracy", "test/benign_false_positive_rate", "test/family/Web/macro_f1", "test/seconds"} <= set(notes.final)
+    assert set(notes.files) == {"lstm_classes.json", "lstm_confusion.png", "lstm_learning.png"}
+    assert [row["class"] for row in notes.files["lstm_classes.json"]] == list(CLASSES)
+    assert "synthetic profile" in notes.files["lstm_confusion.png"].axes[0].get_title()
+
+
+def test_the_artifact_says_where_it_comes_from_and_loads(run: tuple[TrainedSensor, Notes]) -> None:
+    trained, _ = run
+    meta = open_artifact(trained.folder, KIND)
+    assert meta["class_names"] == list(CLASSES)
+    assert meta["feature_names"] == list(FEATURES)
+    assert (meta["sequence_length"], meta["seed"], meta["data_hash"], meta["source"]) == (T, 0, "hash0", "synthetic profile")
+    assert meta["config"]["lstm"]["training"]["learning_rate"] == 0.01
+    assert meta["metrics"]["macro_f1"] == trained.metrics["macro_f1"]
+    assert (meta["uncertainty"], meta["anomaly"]) == ("predictive entropy", "PCA reconstruction p-value")
+    assert [path.name for path in trained.folder.parent.iterdir()] == ["lstm"]  # the checkpoint is gone
+    windows = DATA.splits["test"].features[:T][None]
+    np.testing.assert_array_equal(EnhancedAttackPredictor.load(trained.folder).read(windows).table(), trained.sensor.read(windows).table())
+
+
+def test_same_seed_same_sensor_another_seed_another(tmp_path: Path, run: tuple[TrainedSensor, Notes]) -> None:
+    threads = torch.get_num_threads()
+    again = LSTMTrainer(config(), DATA).train(tmp_path / "a")
+    other = LSTMTrainer(config("compute.seed=1", "lstm.training.epochs=1"), DATA).train(tmp_path / "b")
+    assert all(map(torch.equal, weights(again), weights(run[0])))
+    assert not torch.equal(other.sensor.model.classifier[0].weight, again.sensor.model.classifier[0].weight)
+    assert torch.get_num_threads() == threads
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, run: tuple[TrainedSensor, Notes]) -> None:
+    folder = tmp_path / "lstm"
+    with pytest.raises(KeyboardInterrupt):
+        LSTMTrainer(config(), DATA, Notes(stop_after=2)).train(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["lstm.checkpoint.pt"]
+    with pytest.raises(UserError, match="other settings or data"):
+        LSTMTrainer(config(), dataclasses.replace(DATA, data_hash="other")).train(folder, resume=True)
+    notes = Notes()
+    resumed = LSTMTrainer(config(), DATA, notes).train(folder, resume=True)
+    assert all(map(torch.equal, weights(resumed), weights(run[0])))
+    assert notes.epochs == run[1].epochs  # epochs done before are logged again, so that curves are whole
+
+
+def test_fitted_parts_see_no_test_row(tmp_path: Path, run: tuple[TrainedSensor, Notes]) -> None:
+    spoiled = {name: dataclasses.replace(rows, features=rows.features * 7 + 3) if name in ("test", "agent") else rows for name, rows in DATA.splits.items()}
+    blind = LSTMTrainer(config(), dataclasses.replace(DATA, splits=spoiled)).train(tmp_path / "lstm")
+    assert all(map(torch.equal, weights(blind), weights(run[0])))
+
+
+def test_settings_reach_the_model(tmp_path: Path) -> None:
+    shape = LSTMTrainer(config("lstm.model.bidirectional=true", "lstm.model.num_layers=3", "lstm.model.dropout=0.4"), DATA).shape
+    assert (shape.bidirectional, shape.num_layers, shape.dropout, shape.hidden_size, shape.sequence_length) == (True, 3, 0.4, 16, T)
+    trainer = LSTMTrainer(config("data.window=500", "data.gap=500"), DATA)
+    with pytest.raises(UserError, match="split 'fit' holds no window of 500 rows"):
+        trainer.train(tmp_path / "x")
+
+
+def test_figures_can_be_drawn(tmp_path: Path, run: tuple[TrainedSensor, Notes]) -> None:
+    trained, _ = run
+    for figure in (confusion_figure(trained.evaluation, "real"), history_figure(trained.history, "real")):
+        figure.savefig(tmp_path / "a.png")
+        assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+# the bank
+
+
+class Echo:
+    """A sensor whose risk is the first feature of the last step and whose anomaly that of the first: readings can be traced to rows."""
+
+    feature_names = ("Std", "Rate")
+    class_names = CLASSES
+    sequence_length = T
+
+    def read(self, windows: np.ndarray) -> SensorReading:
+        count = len(windows)
+        uniform = np.full((count, 8), 1 / 8, dtype=np.float32)
+        half = np.full(count, 0.5, dtype=np.float32)
+        return SensorReading(uniform[:, :4] * 2, uniform, windows[:, -1, 1] / 1e6, half, windows[:, 0, 1] / 1e6)
+
+
+def numbered() -> Any:
+    """`Rate` is the row's number in its split."""
+    splits = {}
+    for name, rows in DATA.splits.items():
+        features = rows.features.copy()
+        features[:, 0] = np.arange(len(features))
+        splits[name] = dataclasses.replace(rows, features=features)
+    return dataclasses.replace(DATA, splits=splits)
+
+
+def bank(**more: Any) -> TraceBank:
+    return build_bank(numbered(), Echo(), lambda x: np.clip(x / 1000, -5, 5), **more)
+
+
+def test_the_bank_holds_every_window_of_each_held_back_split() -> None:
+    built = bank(batch_size=17)
+    for index, split in enumerate(SPLITS):
+        counts = np.bincount(built.label[built.split == index], minlength=len(CLASSES))
+        assert counts.tolist() == [2 * (SIZES[split] - T + 1)] * len(CLASSES)
+    first = np.rint(built.sensors[:, -1] * 1e6)  # row at which each window starts
+    last = np.rint(built.sensors[:, 8] * 1e6)
+    np.testing.assert_array_equal(last - first, T - 1)
+    np.testing.assert_allclose(built.features[:, 1], (first + (T - 1) / 2) / 1000, rtol=1e-5)  # window mean of the scaled feature
+    assert (built.source, built.assembled, built.sensor) == ("synthetic profile", ("XSS",), "lstm")
+    assert built.class_families == ("Benign", "DDoS", "Recon", "Web")
+
+
+def test_successors_start_where_their_window_ends_in_the_same_run() -> None:
+    built = bank()
+    first = np.rint(built.sensors[:, -1] * 1e6).astype(int)
+    linked = np.flatnonzero(built.successor >= 0)
+    following = built.successor[linked]
+    np.testing.assert_array_equal(first[following], first[linked] + T)
+    np.testing.assert_array_equal(built.split[following], built.split[linked])
+    for index, split in enumerate(SPLITS):
+        segment = DATA.splits[split].segment
+        mine = linked[built.split[linked] == index]
+        np.testing.assert_array_equal(segment[first[mine]], segment[first[built.successor[mine]]])
+        per_run = max(SIZES[split] - 2 * T + 1, 0)  # windows of a run that another can follow
+        assert len(mine) == per_run * 2 * len(CLASSES)
+
+
+def test_a_cap_keeps_the_first_windows_of_each_class() -> None:
+    built, whole = bank(cap=20), bank()
+    assert (np.bincount(built.split.astype(int) * len(CLASSES) + built.label) == 20).all()
+    low, _ = whole.ranges("agent")[1]
+    start, stop = built.ranges("agent")[1]
+    np.testing.assert_array_equal(built.sensors[start:stop], whole.sensors[low : low + 20])
+    kept = built.successor[start:stop]
+    assert (kept[: 20 - T] == np.arange(start + T, stop)).all()
+    assert (kept[20 - T :] == -1).all()  # what follows was cut off
+
+
+def test_the_bank_keeps_the_features_asked_for(run: tuple[TrainedSensor, Notes], tmp_path: Path) -> None:
+    sensor = run[0].sensor
+    built = build_bank(DATA, sensor, sensor.scale, features=["Tot size", "Rate"], name="base")
+    assert built.feature_names == ("Tot size", "Rate")
+    whole = build_bank(DATA, sensor, sensor.scale)
+    np.testing.assert_array_equal(built.features, whole.features[:, [4, 0]])
+    assert np.abs(whole.features).max() <= 5
+    attack = whole.label == CLASSES.index("DDoS-UDP_Fragmentation")
+    assert whole.sensors[attack, 8].mean() > whole.sensors[whole.label == 0, 8].mean() + 0.3  # risk
+    built.save(tmp_path / "bank", {})
+    np.testing.assert_array_equal(TraceBank.load(tmp_path / "bank").sensors, built.sensors)
+    with pytest.raises(UserError, match="the sensor has no feature 'Colour'"):
+        build_bank(DATA, sensor, sensor.scale, features=["Colour"])
+    with pytest.raises(UserError, match="the data set has no feature 'Std'"):
+        build_bank(dataclasses.replace(DATA, feature_names=("a", "b", "c", "d", "e")), Echo(), sensor.scale)

@@ -1,0 +1,201 @@
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from src.config import Config, leaves, load_config
+from src.errors import UserError
+from src.models.lstm_attack_predictor import LSTMConfig, build_model
+from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor
+from src.tracking import Tracker, flatten, mlflow, tracking
+
+LOADER = "src.models.predictor_interface"
+
+
+def config(root: Path, *more: str) -> Config:
+    return load_config(overrides=[f"compute.artifacts={root}", "compute.seed=7", *more], environ={})
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all tests: making a database takes seconds."""
+    return tmp_path_factory.mktemp("artifacts")
+
+
+@pytest.fixture(scope="module")
+def client(root: Path) -> mlflow.MlflowClient:
+    with tracking(config(root), "first"):
+        pass
+    return mlflow.MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+
+
+def find(client: mlflow.MlflowClient, name: str) -> Any:
+    experiment = client.get_experiment_by_name("iot-defense")
+    (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
+    return run
+
+
+def test_runs_are_nested_tagged_and_finished(client: mlflow.MlflowClient, root: Path) -> None:
+    with tracking(config(root), "all", {"data_source": "synthetic profile"}) as parent:
+        parent.set_tags({"data_hash": "abc"})
+        with parent.nested("phase lstm") as phase, phase.nested("seed 8", {"seed": 8}):
+            assert client.get_run(phase.run_id).info.status == "RUNNING"
+    run, phase, seed = (find(client, name) for name in ("all", "phase lstm", "seed 8"))
+    assert phase.data.tags["mlflow.parentRunId"] == run.info.run_id
+    assert seed.data.tags["mlflow.parentRunId"] == phase.info.run_id
+    assert [found.info.status for found in (run, phase, seed)] == ["FINISHED"] * 3
+    assert (run.data.tags["data_source"], run.data.tags["data_hash"], run.data.tags["seed"], seed.data.tags["seed"]) == ("synthetic profile", "abc", "7", "8")
+    assert "python" in run.data.tags["command"]
+    assert len(run.data.tags["git_commit"]) >= 7
+    assert run.info.artifact_uri.startswith((root / "mlruns").as_uri())
+
+
+def test_every_setting_is_logged(client: mlflow.MlflowClient) -> None:
+    params = find(client, "first").data.params
+    assert set(leaves()) <= set(params)
+    assert params["lstm.training.clip_norm"] == "1.0"
+    assert params["compute.seed"] == "7"
+
+
+def test_metrics_keep_their_steps(client: mlflow.MlflowClient, root: Path) -> None:
+    with tracking(config(root), "metrics") as tracker:
+        for step in (1, 2, 3):
+            tracker.log_metrics({"train/loss": 1 / step, "family/Web/macro_f1": step}, step=step)
+        tracker.log_metrics({"eval/threshold (risk>0.5)/reward_mean": -3.5, "eval/ppo/end/horizon": float("nan")})
+    run = find(client, "metrics")
+    assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert run.data.metrics["family/Web/macro_f1"] == 3
+    assert run.data.metrics["eval/threshold _risk_0.5_/reward_mean"] == -3.5  # characters that MLflow refuses are replaced
+    assert np.isnan(run.data.metrics["eval/ppo/end/horizon"])
+
+
+def test_figures_tables_and_files_are_stored(client: mlflow.MlflowClient, root: Path, tmp_path: Path) -> None:
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("a")
+    (tmp_path / "b.txt").write_text("b")
+    with tracking(config(root), "files") as tracker:
+        tracker.log_figure(figure, "curve.png")
+        tracker.log_table([{"class": "XSS", "f1": 0.5}, {"class": "Recon", "f1": 0.25}], "classes.json")
+        tracker.log_table([], "empty.json")
+        tracker.log_artifact(tmp_path / "folder", "kept")
+        tracker.log_artifact(tmp_path / "b.txt")
+    run_id = find(client, "files").info.run_id
+    assert {item.path for item in client.list_artifacts(run_id)} == {"curve.png", "classes.json", "kept", "b.txt"}
+    assert [item.path for item in client.list_artifacts(run_id, "kept")] == ["kept/a.txt"]
+    assert json.loads(Path(client.download_artifacts(run_id, "classes.json", str(tmp_path))).read_text())["data"] == [["XSS", 0.5], ["Recon", 0.25]]
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED"), (SystemExit, "FAILED")])
+def test_a_run_that_breaks_says_so(client: mlflow.MlflowClient, root: Path, error: type[BaseException], status: str) -> None:
+    name = f"breaks {error.__name__}"
+    with pytest.raises(error), tracking(config(root), name) as parent, parent.nested(f"{name} below"):
+        raise error
+    assert find(client, name).info.status == find(client, f"{name} below").info.status == status
+
+
+def test_an_interrupted_run_goes_on(client: mlflow.MlflowClient, root: Path) -> None:
+    with contextlib.suppress(KeyboardInterrupt), tracking(config(root), "resumed") as first:
+        first.log_metrics({"a": 1.0}, step=1)
+        raise KeyboardInterrupt
+    assert client.get_run(first.run_id).info.status == "KILLED"
+    with tracking(config(root), "ignored", resume=first.run_id) as second:
+        second.log_metrics({"a": 2.0}, step=2)
+    run = find(client, "resumed")
+    assert run.info.status == "FINISHED"
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "a")] == [1, 2]
+    with pytest.raises(UserError, match="no run 'f00' in sqlite"), tracking(config(root), "x", resume="f00"):
+        pass
+
+
+@pytest.fixture(scope="module")
+def sensor(root: Path) -> EnhancedAttackPredictor:
+    model = build_model(LSTMConfig(3, 8, 1, 2, 0.0, False, 4), 0)
+    scaled = torch.randn(50, 4, 3, generator=torch.Generator().manual_seed(0))
+    built = EnhancedAttackPredictor(model, BenignSubspace.fit(scaled, scaled), ("a", "b", "c"), ("BenignTraffic", "XSS"))
+    built.save(root / "lstm", {"seed": 7})
+    return built
+
+
+def log_model(tracker: Tracker, sensor: EnhancedAttackPredictor, root: Path, name: str) -> str:
+    example = np.zeros((2, 4, 3), dtype=np.float32)
+    return tracker.log_model(name, root / "lstm", LOADER, example, sensor.read(example).table())
+
+
+def test_a_registered_model_comes_back_and_predicts(client: mlflow.MlflowClient, root: Path, sensor: EnhancedAttackPredictor) -> None:
+    elsewhere = mlflow.get_tracking_uri()
+    with tracking(config(root), "model") as parent, parent.nested("model phase") as tracker:
+        uri = log_model(tracker, sensor, root, "base-lstm")
+        assert client.get_run(tracker.run_id).info.status == "RUNNING"
+        assert log_model(tracker, sensor, root, "base-lstm") == uri == "models:/base-lstm@champion"
+    assert mlflow.get_tracking_uri() == elsewhere
+    version = client.get_model_version_by_alias("base-lstm", "champion")
+    assert int(version.version) == 2
+    assert version.run_id == find(client, "model phase").info.run_id
+    mlflow.set_tracking_uri(client.tracking_uri)
+    try:
+        loaded = mlflow.pyfunc.load_model(uri)
+    finally:
+        mlflow.set_tracking_uri(elsewhere)
+    windows = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.predict(windows), sensor.read(windows).table())
+    inputs, outputs = loaded.metadata.signature.inputs, loaded.metadata.signature.outputs
+    assert (inputs.inputs[0].shape, outputs.inputs[0].shape) == ((-1, 4, 3), (-1, 11))
+    assert loaded.metadata.saved_input_example_info is not None
+
+
+def test_a_stored_model_holds_no_pickle_and_all_of_the_artifact(client: mlflow.MlflowClient, root: Path, sensor: EnhancedAttackPredictor) -> None:
+    with tracking(config(root, "mlflow.register_models=false"), "unregistered") as tracker:
+        uri = log_model(tracker, sensor, root, "private")
+    assert uri.startswith("models:/m-")
+    assert [found.name for found in client.search_registered_models("name = 'private'")] == []
+    (folder,) = (root / "mlruns" / "models" / uri.removeprefix("models:/")).glob("artifacts")
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    assert {"MLmodel", "data/lstm/model.safetensors", "data/lstm/meta.json", "data/lstm/checksums.json", "code/src/predictor/interface.py"} <= files
+    assert not [name for name in files if name.endswith((".pkl", ".pickle", ".joblib", ".pt", ".pth"))]
+    assert "cloudpickle" not in (folder / "MLmodel").read_text()
+
+
+def test_a_store_that_cannot_be_used_ends_in_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for broken in (config(tmp_path / "file"), config(tmp_path, "mlflow.tracking_uri=nonsense://x")):
+        with pytest.raises(UserError, match="cannot track runs in") as caught, tracking(broken, "x"):
+            pass
+        assert "\n" not in str(caught.value)
+
+
+def test_flatten() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": 1, "a.c.d": [2], "e": None}
+
+
+def test_the_console_stays_clean(tmp_path: Path) -> None:
+    """A new database, a run, a table and a model, in a fresh interpreter: nothing is printed, no file appears outside the folder."""
+    script = f"""
+import numpy as np, torch
+from pathlib import Path
+from src.config import load_config
+from src.tracking import tracking
+from src.models.lstm_attack_predictor import LSTMConfig, build_model
+from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor
+root = Path({str(tmp_path / "out")!r})
+model = build_model(LSTMConfig(3, 8, 1, 2, 0.0, False, 4), 0)
+x = torch.rand(9, 4, 3)
+sensor = EnhancedAttackPredictor(model, BenignSubspace.fit(x, x), ("a", "b", "c"), ("BenignTraffic", "XSS"))
+sensor.save(root / "lstm", {{}})
+with tracking(load_config(overrides=[f"compute.artifacts={{root}}"]), "run") as tracker:
+    tracker.log_table([{{"a": "x"}}], "t.json")
+    tracker.log_model("m", root / "lstm", {LOADER!r}, x.numpy(), sensor.read(x.numpy()).table())
+"""
+    (tmp_path / "here").mkdir()
+    environ = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "here", env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list((tmp_path / "here").iterdir()) == []
