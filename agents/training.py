@@ -77,7 +77,7 @@ class RLTrainer:
         mark = self._mark(seed)
         if resume and target.exists() and open_artifact(target, KIND)["mark"] == mark and not checkpoint.exists():
             return target
-        with own_randomness(), _threads(self.config.compute.threads):
+        with own_randomness(), _one_thread():
             env = IoTVectorEnv(self.config.rl.n_envs, bank=self.bank, split="agent", config=self.config, flatten=True)
             model, scaler = self._model(env, seed)
             if resume and checkpoint.exists():
@@ -284,9 +284,10 @@ class _Watcher(BaseCallback):
 
 
 @contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: the matrices are so small that a second one gains little, and waiting for it costs a factor of ten on a busy machine."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -414,6 +414,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "lstm.training.epochs": 8,
         "rl.total_timesteps": 400_000,
+        "rl.learning_rate": 1e-3,
         "eval.episodes": 200,
         "eval.tuning_episodes": 50,
         "eval.bootstrap": 1000,

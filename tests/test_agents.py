@@ -26,7 +26,7 @@ from src.evaluation.rollout import play
 from tests.banks import make_bank
 
 TINY = ["rl.n_envs=4", "rl.n_steps=16", "rl.batch_size=32", "rl.n_epochs=2", "rl.hidden_size=8", "rl.total_timesteps=512"]
-TINY += ["rl.checkpoint_rollouts=2", "env.scenario=home", "env.horizon=30", "env.start_range=[2, 5]", "compute.threads=1"]
+TINY += ["rl.checkpoint_rollouts=2", "env.scenario=home", "env.horizon=30", "env.start_range=[2, 5]"]
 
 
 @pytest.fixture(scope="module")
