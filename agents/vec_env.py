@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -118,23 +117,16 @@ class IoTSB3VecEnv(VecEnv):
 
     def state(self) -> dict[str, Any]:
         """Everything that the coming steps depend on, as tensors and text, for a checkpoint."""
-        sim = self.env.simulation
+        saved = self.env.snapshot()
         return {
-            "sites": torch.from_numpy(sim.sites.view(np.uint8).copy()),
-            "devices": torch.from_numpy(sim.devices.reshape(-1).view(np.uint8).copy()),
-            "generators": json.dumps([generator.bit_generator.state for generator in self.env._generators]),
+            **{name: torch.from_numpy(part) if isinstance(part, np.ndarray) else part for name, part in saved.items()},
             "returns": torch.from_numpy(self._returns.copy()),
             "lengths": torch.from_numpy(self._lengths.copy()),
         }
 
     def restore(self, state: dict[str, Any]) -> NDArray[np.float32]:
         """Go on from `state()` of a batch of the same size; the observations there, (E, size)."""
-        sim = self.env.simulation
-        self.env.reset()
-        sim.sites[:] = state["sites"].numpy().view(sim.sites.dtype)
-        sim.devices[:] = state["devices"].numpy().view(sim.devices.dtype).reshape(sim.devices.shape)
-        for generator, saved in zip(self.env._generators, json.loads(state["generators"]), strict=True):
-            generator.bit_generator.state = saved
+        observation = self.env.restore({name: part.numpy() if isinstance(part, torch.Tensor) else part for name, part in state.items()})
         self._returns[:] = state["returns"].numpy()
         self._lengths[:] = state["lengths"].numpy()
-        return sim.observe()
+        return observation

@@ -86,9 +86,8 @@ def emission_table(config: AttackersConfig, class_family: NDArray[np.int64], ran
         for stage, families in TRAFFIC[name].items():
             fits = np.flatnonzero(held & np.isin(class_family, [FAMILIES.index(family) for family in families]))
             if len(fits) == 0:
-                raise UserError(
-                    f"the trace bank holds no {' or '.join(families)} windows, which attacker '{name}' shows when a device is {stage.name}; use a bank that has them"
-                )
+                wanted = f"{' or '.join(families)} windows, which attacker '{name}' shows when a device is {stage.name}"
+                raise UserError(f"the trace bank holds no {wanted}; use a bank that has them")
             classes[row, stage, : len(fits)] = fits
             counts[row, stage] = len(fits)
     return classes, counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,33 @@ class IoTVectorEnv(VectorEnv):
     def action_masks(self) -> NDArray[np.bool_]:
         """(E, actions) as `IoTEnv.action_masks`."""
         return self.simulation.masks(self._flat)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that the coming steps depend on: raw bytes of the state arrays, and the generators as JSON."""
+        sim = self.simulation
+        return {
+            "sites": sim.sites.view(np.uint8).copy(),
+            "devices": sim.devices.reshape(-1).view(np.uint8).copy(),
+            "generators": json.dumps([generator.bit_generator.state for generator in self._generators]),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> Any:
+        """Go on from the `snapshot` of a batch of the same size; returns the observations there.
+
+        Raises:
+            UserError: when the snapshot is of another batch or version.
+        """
+        sim = self.simulation
+        states = json.loads(saved["generators"])
+        if len(states) != self.num_envs or saved["sites"].size != sim.sites.nbytes or saved["devices"].size != sim.devices.nbytes:
+            raise UserError("the snapshot is of another batch of environments, or of another version; start anew")
+        sim.sites[:] = saved["sites"].view(sim.sites.dtype)
+        sim.devices[:] = saved["devices"].view(sim.devices.dtype).reshape(sim.devices.shape)
+        self._generators = [np.random.Generator(np.random.PCG64()) for _ in states]
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.bit_generator.state = state
+        self._flat = sim.observe()
+        return self._present(self._flat)
 
     def _begin(self, which: NDArray[np.int64]) -> None:
         keys = np.array([self._generators[i].integers(0, 2**63, dtype=np.uint64) for i in which], np.uint64)

@@ -382,7 +382,7 @@ class ComputeConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """One seed in, the same numbers out."""
     threads: int = Field(default=2, ge=1)
-    """Threads of torch, LightGBM and polars."""
+    """Threads of torch while predictors train; agents always train on one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks train; auto takes a GPU if there is one."""
 
@@ -412,9 +412,7 @@ class Config(Section):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "lstm.training.epochs": 8,
-        "rl.total_timesteps": 400_000,
-        "rl.learning_rate": 1e-3,
+        "rl.total_timesteps": 800_000,
         "eval.episodes": 200,
         "eval.tuning_episodes": 50,
         "eval.bootstrap": 1000,

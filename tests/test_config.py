@@ -29,12 +29,12 @@ def test_every_field_has_a_docstring() -> None:
 
 def test_precedence(tmp_path: Path) -> None:
     file = tmp_path / "mine.yml"
-    file.write_text("lstm: {training: {epochs: 3, batch_size: 7}}\nrl: {total_timesteps: 11}\n")
+    file.write_text("lstm: {training: {epochs: 3, batch_size: 7}}\nrl: {total_timesteps: 11}\neval: {episodes: 77}\n")
     config = load_config(
         file, "quick", ["lstm.training.patience=2"], {"IOTDEF__RL__TOTAL_TIMESTEPS": "13", "IOTDEF__LSTM__TRAINING__PATIENCE": "9", "HOME": "/"}
     )
     assert config.lstm.training.batch_size == 7  # the file over the defaults
-    assert config.lstm.training.epochs == PRESETS["quick"]["lstm.training.epochs"]  # the preset over the file
+    assert config.eval.episodes == PRESETS["quick"]["eval.episodes"]  # the preset over the file
     assert config.rl.total_timesteps == 13  # the environment over the preset
     assert config.lstm.training.patience == 2  # --set over all
     assert config.lstm.training.weight_decay == Config().lstm.training.weight_decay

@@ -130,6 +130,24 @@ def test_vector_front_agrees_with_single_fronts(settings: dict[str, Any]) -> Non
                 ones[i], _ = env.reset()
 
 
+def test_a_snapshot_goes_on_alike() -> None:
+    first, second = (IoTVectorEnv(3, bank=BANK, flatten=True) for _ in range(2))
+    rng = np.random.default_rng(0)
+    first.reset(seed=5)
+    for _ in range(150):
+        first.step(rng.integers(0, 61, 3))
+    restored = second.restore(first.snapshot())
+    np.testing.assert_array_equal(restored, first.simulation.observe())
+    np.testing.assert_array_equal(second.action_masks(), first.action_masks())
+    for _ in range(100):  # across the horizon, so that the generators must go on alike too
+        actions = rng.integers(0, 61, 3)
+        (one, gained, *_), (other, also, *_) = first.step(actions), second.step(actions)
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(gained, also)
+    with pytest.raises(UserError, match="another batch"):
+        IoTVectorEnv(2, bank=BANK).restore(first.snapshot())
+
+
 def test_rewards_are_the_weighted_terms() -> None:
     config = load_config()
     env = IoTEnv(bank=BANK, config=config)
