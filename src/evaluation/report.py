@@ -13,7 +13,8 @@ from src.artifacts import write_text
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1f2933;max-width:1100px;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .7rem;border-bottom:1px solid #dde2e7;text-align:right}
-td:first-child,th:first-child{text-align:left}img{max-width:100%;margin:1rem 0}code{background:#f1f3f5;padding:.1rem .3rem}
+td:first-child,th:first-child{text-align:left;white-space:nowrap}h2{text-transform:capitalize}
+img{max-width:100%;margin:1rem 0}code{background:#f1f3f5;padding:.1rem .3rem}
 .no{color:#a3123a;font-weight:600}.yes{color:#2b8a3e}
 """
 
@@ -21,26 +22,19 @@ td:first-child,th:first-child{text-align:left}img{max-width:100%;margin:1rem 0}c
 def write_report(path: Path, title: str, found: Mapping[str, Any], figures: Sequence[Path]) -> Path:
     """Write tables of a result and its figures, embedded, as one page; returns `path`."""
     policies = found["tables"]["policies"]
-    columns = [
-        "policy",
-        "return",
-        "low",
-        "high",
-        "damage",
-        "service_loss",
-        "healthy_service",
-        "steps_to_contain",
-        "orders_per_hour",
-        "isolation_hours_per_calm_day",
-        "length",
-    ]
+    columns = {
+        "policy": "policy", "return": "mean return", "low": "low", "high": "high", "damage": "damage",
+        "service_loss": "service lost", "healthy_service": "healthy service", "steps_to_contain": "steps to contain",
+        "orders_per_hour": "orders an hour", "isolation_hours_per_calm_day": "false downtime, h a day", "length": "steps",
+    }  # fmt: skip
+    predictor = [{"measure": key, "value": value} for key, value in found["tables"]["predictor"].items()]
     gates = [{"gate": key, **value} for key, value in found["gates"].items()]
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p><code>{html.escape(found['command'])}</code>, commit <code>{html.escape(found['commit'])}</code>, data: {html.escape(found['data'])}</p>",
         "<h2>Policies on held-out episodes</h2>", _table(policies, columns),
-        "<h2>Gates</h2>", _table(gates, ["gate", "what", "value", "low", "high", "op", "target", "met"]),
-        "<h2>Attack predictor</h2>", _table([{"measure": key, "value": value} for key, value in found["tables"]["predictor"].items()], ["measure", "value"]),
+        "<h2>Gates</h2>", _table(gates, _same("gate", "what", "value", "low", "high", "op", "target", "met")),
+        "<h2>Attack predictor</h2>", _table(predictor, _same("measure", "value")),
         *(_image(figure) for figure in figures),
     ]  # fmt: skip
     write_text(
@@ -55,8 +49,12 @@ def _image(path: Path) -> str:
     return f'<h2>{name}</h2><img alt="{name}" src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    head = "".join(f"<th>{html.escape(column.replace('_', ' '))}</th>" for column in columns)
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    head = "".join(f"<th>{html.escape(heading)}</th>" for heading in columns.values())
     body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(column))}</td>" for column in columns) + "</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
@@ -64,4 +62,6 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return '<span class="yes">met</span>' if value else '<span class="no">not met</span>'
-    return f"{value:.3f}" if isinstance(value, float) else html.escape(str("" if value is None else value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    return html.escape(str("" if value is None else value))
