@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import gymnasium
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from agents.baselines import Constant, Random, Threshold, threshold_candidates
 from agents.benchmark import TEST_SEED, TUNING_SEED, BenchmarkRunner
 from agents.planner import Planner
 from benchmarks.common import Gate, parser, write_result
-from envs import IoTEnv, IoTVectorEnv
+from envs import IoTVectorEnv
 from envs.world import Layout
 from src.config import Config, load_config
 from src.data.bank import TraceBank
@@ -168,7 +169,7 @@ def behaves(config: Config, bank: TraceBank, steps: int) -> dict[str, Gate]:
         for check in (check_env, sb3_check_env):
             with warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter("always")
-                check(IoTEnv(bank=bank, config=config, **settings))
+                check(gymnasium.make("IoTDefense-v0", bank=bank, config=config, **settings).unwrapped)
             complaints += len(heard)
     count = 1000
     differing = outside = 0
