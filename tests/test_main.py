@@ -188,14 +188,16 @@ GOOD_ROW = ",".join(["1"] * 39)
         ("a,b\n1,2\n", "column"),
         ("{header}\n", ""),
         ("{header},label\n{row},Teapot\n", "Teapot"),
-        ("{header},label\n{words},XSS\n", ""),
+        ("{header},label\n{words},XSS\n", "one"),
+        ("{header},label\n{hole},XSS\n{hole},BENIGN\n", "IAT"),
     ],
-    ids=["empty", "other columns", "header only", "unknown label", "text cells"],
+    ids=["empty", "other columns", "header only", "unknown label", "text cells", "a column without a number"],
 )
 def test_wrong_data_is_one_line_and_leaves_nothing(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = ",".join(FEATURES_39)
+    hole = ",".join("" if name == "IAT" else "1" for name in FEATURES_39)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "part.csv").write_text(text.format(header=header, row=GOOD_ROW, words=GOOD_ROW.replace("1", "one")))
+    (tmp_path / "data" / "part.csv").write_text(text.format(header=header, row=GOOD_ROW, words=GOOD_ROW.replace("1", "one"), hole=hole))
     artifacts = tmp_path / "artifacts"
     assert command_line.main(words(artifacts, "lstm", f"data.root={tmp_path / 'data'}")) == 2
     shown = capsys.readouterr().err
