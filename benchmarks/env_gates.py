@@ -1,7 +1,8 @@
 """Is the environment worth solving? `python -m benchmarks.env_gates [--episodes 500] [--quick]`.
 
-Gates 1, 3 and 6 of the environment's model, on held-out traces of `clinic`. Real traffic is used where the folder of
-CICIoT2023 CSVs is given or found beside the checkout; `--quick` plays 100 episodes on the bundled synthetic bank.
+Gates 1, 3 and 6 of the environment's model, and of gate 2 what concerns threshold rules, on held-out traces of `clinic`.
+Real traffic is used where the folder of CICIoT2023 CSVs is given or found beside the checkout; `--quick` plays 100 episodes
+on the bundled synthetic bank.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def main() -> None:
     config = load_config(overrides=[f"eval.episodes={episodes}", f"eval.tuning_episodes={min(episodes, 100)}", f"data.root={root or 'null'}"])
     bank = TraceBank.bundled() if given.quick else trained_bank(config)
     runner = BenchmarkRunner(config, bank)
-    gates, rows = worth_solving(runner)
-    more, sensed = sensors_matter(runner)
+    rules = {name: tuned(runner, signal) for signal, name in ((0, "risk"), (2, "anomaly"))}
+    gates, rows = worth_solving(runner, rules)
+    more, sensed = sensors_matter(runner, rules)
     gates |= more | behaves(config, bank, 50_000 if given.quick else 1_000_000)
     data = "real" if bank.source == "real" else "synthetic"
     write_result("env_gates", data, gates, {"policies": rows, "sensors": sensed}, given.quick)
@@ -56,16 +58,18 @@ def trained_bank(config: Config) -> TraceBank:
         return run.bank()
 
 
-def worth_solving(runner: BenchmarkRunner) -> tuple[dict[str, Gate], list[dict[str, Any]]]:
-    """Gate 1: no constant action solves it, and little damage is beyond reach."""
+def worth_solving(runner: BenchmarkRunner, rules: dict[str, Threshold]) -> tuple[dict[str, Gate], list[dict[str, Any]]]:
+    """Gate 1, no constant action solves it and little damage is beyond reach; of gate 2, the tuned threshold rules leave room."""
     env = runner.env(runner.config.eval.episodes)
     constants = {"no-op": play(env, Constant(0), TEST_SEED), **runner.constants(env)}
     ranked = sorted(constants, key=lambda name: constants[name].mean)
     played = {
         **{name: constants[name] for name in [*ranked[:3], *ranked[-5:], "no-op"]},
         "random": play(env, Random(env.simulation.layout, 0), TEST_SEED),
+        **{f"threshold on {name}": play(env, rule, TEST_SEED) for name, rule in rules.items()},
         "planner": play(env, Planner(env.simulation), TEST_SEED),
     }
+    ruled = max((played[f"threshold on {name}"] for name in rules), key=lambda episodes: episodes.mean).returns
     best, worst, planner = constants[ranked[-1]].returns, constants[ranked[0]].returns, played["planner"].returns
     idle, seen = constants["no-op"].summary["damage"], played["planner"].summary["damage"]
     least = min((episodes.summary["damage"] for episodes in [*constants.values(), played["planner"]]), key=lambda damage: damage.mean())
@@ -90,6 +94,14 @@ def worth_solving(runner: BenchmarkRunner) -> tuple[dict[str, Gate], list[dict[s
             lambda i: float(least[i].mean() / idle[i].mean()),
         ),
     }  # fmt: skip
+    gates["F.gate2.above_constants"] = ratio(
+        "best tuned threshold rule minus best constant, as a share of planner minus best constant", 0.0, ">=",
+        lambda i: float((ruled[i].mean() - best[i].mean()) / (planner[i].mean() - best[i].mean())),
+    )  # fmt: skip
+    gates["F.gate2.room"] = ratio(
+        "planner minus best tuned threshold rule, as a share of planner minus best constant", 0.15, ">=",
+        lambda i: float((planner[i].mean() - ruled[i].mean()) / (planner[i].mean() - best[i].mean())),
+    )  # fmt: skip
     rows = [row(name, episodes) for name, episodes in sorted(played.items(), key=lambda item: item[1].mean)]
     return gates, rows
 
@@ -124,7 +136,7 @@ class Shuffled:
         )
 
 
-def sensors_matter(runner: BenchmarkRunner) -> tuple[dict[str, Gate], list[dict[str, Any]]]:
+def sensors_matter(runner: BenchmarkRunner, rules: dict[str, Threshold]) -> tuple[dict[str, Gate], list[dict[str, Any]]]:
     """Gate 3: noise in a sensor, or shuffled observations, lower the return of the rule that reads it."""
     config, bank = runner.config, runner.bank
     env = runner.env(config.eval.episodes)
@@ -132,7 +144,7 @@ def sensors_matter(runner: BenchmarkRunner) -> tuple[dict[str, Gate], list[dict[
     rng = np.random.default_rng(1)
     gates, rows = {}, []
     for signal, name in ((0, "risk"), (2, "anomaly")):
-        rule = tuned(runner, signal)
+        rule = rules[name]
         intact = play(env, rule, TEST_SEED)
         # Readings of other windows of the same split: the same numbers, without the information.
         column = bank.sensor_names.index(name)

@@ -281,11 +281,11 @@ class AttackersConfig(Section):
     profiles: list[Literal["botnet", "web_intruder"]] = Field(default=["botnet", "web_intruder"], min_length=1)
     """Drawn with equal chance at each reset."""
     botnet: AttackerConfig = AttackerConfig(
-        probe=0.35, breadth=3, engage=0.30, compromise=0.30, impact=0.15, stealth=0.25, rotate=0.12, abandon=0.10, dormancy=0, patience=30.0
+        probe=0.35, breadth=3, engage=0.30, compromise=0.30, impact=0.15, stealth=0.5, rotate=0.12, abandon=0.10, dormancy=0, patience=30.0
     )
     """Mirai-like: scans, forces passwords, infects, floods, spreads."""
     web_intruder: AttackerConfig = AttackerConfig(
-        probe=0.20, breadth=2, engage=0.20, compromise=0.22, impact=0.08, stealth=0.5, rotate=0.20, abandon=0.10, dormancy=8, patience=24.0
+        probe=0.20, breadth=2, engage=0.20, compromise=0.22, impact=0.08, stealth=0.75, rotate=0.20, abandon=0.10, dormancy=8, patience=24.0
     )
     """Scans, breaks in through web interfaces, spoofs inside, exfiltrates."""
 
@@ -299,7 +299,7 @@ class RewardConfig(Section):
     """Harm by stage, times criticality: 1 in impact, 0.25 with a foothold."""
     action: float = Field(default=1.0, ge=0)
     """Cost of orders."""
-    cleanup: float = Field(default=4.0, ge=0)
+    cleanup: float = Field(default=6.0, ge=0)
     """Re-imaging, times the device's criticality."""
     safety: float = Field(default=2.0, ge=0)
     """A protected device cut off, a step."""

@@ -369,7 +369,7 @@ def test_training_pays(bank: TraceBank, tmp_path: Path) -> None:
     config = load_config(
         overrides=[
             "env.scenario=home",
-            "rl.total_timesteps=20480",
+            "rl.total_timesteps=61440",
             "rl.n_envs=32",
             "rl.batch_size=256",
             "rl.learning_rate=0.003",
