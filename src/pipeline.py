@@ -48,6 +48,11 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def _short(policy: str) -> str:
+    """`best constant: BLOCK all` -> `best_constant`, the same from run to run."""
+    return policy.split(":")[0].split(" (")[0].replace(" ", "_")
+
+
 @dataclass
 class Run:
     """One invocation: its data, where it writes, and what it has found."""
@@ -144,8 +149,8 @@ class Run:
         """Seeds of the agents."""
         return range(self.config.compute.seed, self.config.compute.seed + self.config.rl.seeds)
 
-    def train_agents(self) -> None:
-        """Train one agent a seed, on the `agent` split."""
+    def train_agents(self, reuse: bool = False) -> None:
+        """Train one agent a seed, on the `agent` split; `reuse` (implied by `--resume`) keeps those that are trained already."""
         trainer = RLTrainer(self.config, self.bank(), self.agents_folder)
         for seed in self.seeds():
             with self.tracker.nested(f"{self.config.rl.algorithm} seed {seed}", {"phase": "rl", "seed": seed, "scenario": self.config.env.scenario}) as log:
@@ -157,7 +162,7 @@ class Run:
                     if "rollout/reward_mean" in metrics:
                         curve.append((step, metrics["rollout/reward_mean"]))
 
-                folder = trainer.train(seed, on_metrics, self.resume)
+                folder = trainer.train(seed, on_metrics, self.resume or reuse)
                 log.log_artifact(folder, "agent")
                 if curve:
                     self.curves[f"seed {seed}"] = curve
@@ -167,7 +172,7 @@ class Run:
         bank = self.bank()
         trainer = RLTrainer(self.config, bank, self.agents_folder)
         if not all(trainer.target(seed).exists() for seed in self.seeds()):
-            self.train_agents()
+            self.train_agents(reuse=True)
         agents = {seed: trainer.target(seed) for seed in self.seeds()}
         runner = BenchmarkRunner(self.config, bank)
         with self.tracker.nested("evaluation", {"phase": "eval", "scenario": self.config.env.scenario, "split": "test", "sensors": bank.sensor}) as log:
@@ -186,10 +191,14 @@ class Run:
 
     def _log(self, found: Comparison, log: Tracker) -> None:
         for row in found.rows:
-            name = row["policy"].split(":")[0].split(" (")[0].replace(" ", "_")
+            name = _short(row["policy"])
             named = {"return": "reward_mean", "length": "length_mean"}
             log.log_metrics({f"eval/{name}/{named.get(key, key)}": value for key, value in row.items() if key != "policy"})
         log.log_table(found.rows, "evaluation.json")
+        # The parent carries the headline figures, so that two invocations compare without opening their nested runs.
+        scores = self._meta()["metrics"]
+        headline = {f"return/{_short(row['policy'])}": row["return"] for row in found.rows}
+        self.tracker.log_metrics({**headline, "predictor/accuracy": scores["accuracy"], "predictor/macro_f1": scores["macro_f1"]})
 
     def _draw(self, found: Comparison, runner: BenchmarkRunner, agent: Path, log: Tracker) -> None:
         self.keep(comparison_figure(found.rows, self.source), "comparison", log)
@@ -215,9 +224,9 @@ class Run:
         self.say(f"tuned threshold: {found.threshold}")
         differences = [{"against": name, "value": d.value, "low": d.low, "high": d.high} for name, d in found.differences.items()]
         print_table("agent minus policy, paired by episode", differences, {"against": "policy", "value": "mean", "low": "low", "high": "high"}, self.console)
-        level = {row["policy"].split(":")[0].split(" (")[0]: row["return"] for row in found.rows}
-        if level["planner"] > level["best constant"]:
-            place = (level["agent"] - level["best constant"]) / (level["planner"] - level["best constant"])
+        level = {_short(row["policy"]): row["return"] for row in found.rows}
+        if level["planner"] > level["best_constant"]:
+            place = (level["agent"] - level["best_constant"]) / (level["planner"] - level["best_constant"])
             self.say(f"place of the agent between best constant (0) and planner (1): {place:.3f}")
         seconds = time.perf_counter() - self.started
         results = result(

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.stats import kstest
 
 from agents.baselines import Constant, Random, address
 from envs import IoTVectorEnv
 from envs.attackers import Stage
-from envs.dynamics import End, Order
+from envs.dynamics import End, Order, uniform
 from envs.scenarios import FAMILIES as ENV_FAMILIES
 from src.config import load_config
 from src.data.taxonomy import FAMILIES
@@ -26,6 +27,19 @@ def fields(env: IoTVectorEnv, name: str) -> np.ndarray:
 
 def test_families_are_those_of_the_taxonomy() -> None:
     assert ENV_FAMILIES == FAMILIES
+
+
+def test_hashed_numbers_are_uniform_and_independent_in_every_argument() -> None:
+    base = [np.uint64(12345), 7, 3, 5]
+    for argument in range(4):
+        draws = np.empty(20_000)
+        for i in range(len(draws)):
+            arguments = list(base)
+            arguments[argument] = np.uint64(i) if argument == 0 else i
+            draws[i] = uniform(*arguments)
+        assert kstest(draws, "uniform").pvalue > 1e-3
+        assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.03
+        assert len(np.unique(draws)) == len(draws)
 
 
 @pytest.mark.parametrize("mode", ["discrete", "joint"])

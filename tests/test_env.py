@@ -204,7 +204,7 @@ def test_made_by_every_entry_point_without_an_artifact() -> None:
     for made in (gymnasium.make("IoTDefense-v0"), gymnasium.make("envs:IoTDefense-v0", scenario="solo")):
         made.reset(seed=0)
         made.step(made.action_space.sample())
-    vector = gymnasium.make_vec("IoTDefense-v0", num_envs=3, vectorization_mode="vector_entry_point")
+    vector = gymnasium.make_vec("IoTDefense-v0", num_envs=3)
     assert isinstance(vector, IoTVectorEnv)
     vector.reset(seed=0)
     vector.step(vector.action_space.sample())

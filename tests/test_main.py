@@ -95,6 +95,7 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
     assert {"predictor", "ppo seed 0", "ppo seed 1", "evaluation"} <= set(named)
     assert parents[0].data.params["rl.n_envs"] == "16"
     assert parents[0].data.tags["data_source"] == "synthetic profile"
+    assert {"return/agent", "return/best_constant", "return/planner", "predictor/macro_f1"} <= set(parents[0].data.metrics)
     metrics = named["evaluation"].data.metrics
     for policy in ("agent", "no-op", "planner", "tuned_threshold"):
         for measure in ("reward_mean", "length_mean", "share_restore", "end_overrun", "end_evicted", "end_horizon"):
