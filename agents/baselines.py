@@ -14,6 +14,9 @@ from envs.world import KINDS, Layout
 
 Actions = NDArray[np.int64]
 
+SIGNALS = ("risk", "uncertainty", "anomaly")
+"""What a threshold rule can watch: the running means of the observation's `trend`, in its order."""
+
 
 def address(device: NDArray[np.int64], order: NDArray[np.int64] | int) -> Actions:
     """Action index of an order to a device; MONITOR is 0 whatever the device."""
@@ -58,8 +61,8 @@ class Threshold:
     """
 
     layout: Layout
-    signal: int
-    """Column of the observation's `trend`: 0 risk, 1 uncertainty, 2 anomaly."""
+    signal: str
+    """One of `SIGNALS`."""
     low: float
     mild: Order
     high: float
@@ -69,7 +72,7 @@ class Threshold:
     def predict(self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Actions, None]:
         """(E,)"""
         parts = self.layout.split(observation)
-        signal = parts["trend"][..., self.signal]  # (E, D)
+        signal = parts["trend"][..., SIGNALS.index(self.signal)]  # (E, D)
         valid = parts["valid"] > 0  # (E, D, 5)
         action = np.zeros(len(observation), np.int64)
         held = parts["controls"][..., :2].max(axis=2) > 0
@@ -86,11 +89,10 @@ class Threshold:
 
     def __str__(self) -> str:
         """The rule in words."""
-        name = ("risk", "uncertainty", "anomaly")[self.signal]
-        return f"{name} > {self.low:.2f}: {self.mild.name}, > {self.high:.2f}: {self.strong.name}, release < {self.calm:.2f}"
+        return f"{self.signal} > {self.low:.2f}: {self.mild.name}, > {self.high:.2f}: {self.strong.name}, release < {self.calm:.2f}"
 
 
-def threshold_candidates(layout: Layout, signal: int = 0) -> Iterator[Threshold]:
+def threshold_candidates(layout: Layout, signal: str = "risk") -> Iterator[Threshold]:
     """The grid that tuning walks: one-level and two-level rules."""
     levels = np.round(np.arange(0.1, 0.95, 0.1), 2).tolist()
     for high in levels:

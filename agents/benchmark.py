@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agents.baselines import Constant, Random, Threshold, threshold_candidates
+from agents.baselines import SIGNALS, Constant, Random, Threshold, threshold_candidates
 from agents.planner import Planner
 from agents.training import load_policy
 from envs import IoTEnv, IoTVectorEnv
 from envs.attackers import Stage
 from envs.dynamics import Order
+from envs.scenarios import build_network
 from envs.world import Simulation
 from src.config import Config
 from src.data.bank import TraceBank
@@ -44,10 +44,8 @@ class Comparison:
     """The rule that tuning chose."""
     episodes: dict[str, list[Episodes]]
     """By policy; a list entry a training seed."""
-
-    def returns(self, name: str) -> NDArray[np.float64]:
-        """(seeds, episodes)."""
-        return np.stack([played.returns for played in self.episodes[name]])
+    ablations: dict[str, Estimate]
+    """Mean return that the agent loses when a sensor's readings are replaced by noise."""
 
 
 class BenchmarkRunner:
@@ -61,10 +59,28 @@ class BenchmarkRunner:
         """A batch of environments with flat observations."""
         return IoTVectorEnv(count, bank=self.bank, split=split or self.split, config=self.config, flatten=True, action_mode=mode)
 
-    def tune(self) -> Threshold:
-        """The best threshold rule on `agent` traces, never on those of the evaluation."""
+    def blinded(self, sensor: str) -> BenchmarkRunner:
+        """The same with one sensor's readings (`families`: all eight probabilities) exchanged between windows of a split.
+
+        The numbers stay the same, the information is gone.
+        """
+        columns = np.flatnonzero([name == sensor or (sensor == "families" and name.startswith("probability:")) for name in self.bank.sensor_names])
+        rng = np.random.default_rng(self.config.compute.seed)
+        noisy = np.array(self.bank.sensors)
+        for split in np.unique(self.bank.split):
+            inside = np.flatnonzero(self.bank.split == split)
+            noisy[np.ix_(inside, columns)] = noisy[np.ix_(rng.permutation(inside), columns)]
+        return BenchmarkRunner(self.config, self.bank.with_sensors(noisy), self.split)
+
+    def tune(self, signal: str = "risk") -> Threshold:
+        """The best threshold rule on a signal, on `agent` traces, never on those of the evaluation."""
         env = self.env(self.config.eval.tuning_episodes, "agent")
-        return max(threshold_candidates(env.simulation.layout), key=lambda rule: play(env, rule, TUNING_SEED).mean)
+        return max(threshold_candidates(env.simulation.layout, signal), key=lambda rule: play(env, rule, TUNING_SEED).mean)
+
+    def champion(self, agents: Mapping[int, Path]) -> Path:
+        """The trained agent that does best on `agent` traces: `test` only measures, it does not choose."""
+        env = self.env(self.config.eval.tuning_episodes, "agent")
+        return max(agents.values(), key=lambda folder: play(env, load_policy(folder, env.simulation), TUNING_SEED).mean)
 
     def constants(self, env: IoTVectorEnv) -> dict[str, Episodes]:
         """Every single action, each repeated for the whole episode, and each kind on all devices at once."""
@@ -103,13 +119,18 @@ class BenchmarkRunner:
         episodes["planner (sees the truth)"] = [play(env, Planner(env.simulation), TEST_SEED)]
         rng = np.random.default_rng(self.config.compute.seed)
         rows = [self._row(name, played, rng) for name, played in episodes.items()]
-        differences = {}
+        differences, ablations = {}, {}
         if agents:
             mine = np.stack([played.returns for played in episodes["agent"]])
             for name, played in episodes.items():
                 if name != "agent":
                     differences[name] = difference_estimate(mine, played[0].returns, settings.bootstrap, settings.confidence, rng)
-        return Comparison(rows, differences, rule, episodes)
+            tell("playing the agents with noise for each sensor")
+            for sensor in ("families", *SIGNALS):
+                blind = self.blinded(sensor).env(settings.episodes)
+                noisy = np.stack([play(blind, load_policy(folder, blind.simulation), TEST_SEED).returns for _, folder in sorted(agents.items())])
+                ablations[sensor] = difference_estimate(mine, noisy, settings.bootstrap, settings.confidence, rng)
+        return Comparison(rows, differences, rule, episodes, ablations)
 
     def _row(self, name: str, played: list[Episodes], rng: np.random.Generator) -> dict[str, Any]:
         settings = self.config.eval
@@ -119,7 +140,7 @@ class BenchmarkRunner:
         ends = np.bincount(np.concatenate([one.end for one in played]), minlength=4) / returns.size
         hours = total["steps"].sum() * self.config.env.step_seconds / 3600.0
         calm = total["attacked"] == 0
-        calm_days = total["steps"][calm].sum() * self.config.env.step_seconds / 86_400.0
+        calm_days = total["steps"][calm].sum() * self.config.env.step_seconds / 86_400.0 * len(build_network(self.config.env.scenario).names)
         orders = {order.name.lower(): total[order.name.lower()].sum() for order in list(Order)[1:]}
         given = max(sum(orders.values()), 1.0)
         return {
@@ -132,7 +153,7 @@ class BenchmarkRunner:
             "healthy_service": float(total["healthy_service"].mean()),
             "steps_to_contain": float(total["dwell"].sum() / max(total["compromises"].sum(), 1.0)),
             "orders_per_hour": float(total["orders"].sum() / hours),
-            "isolation_hours_per_calm_day": float(total["false_isolation"][calm].sum() * self.config.env.step_seconds / 3600.0 / calm_days)
+            "false_downtime_hours_per_device_day": float(total["false_isolation"][calm].sum() * self.config.env.step_seconds / 3600.0 / calm_days)
             if calm.any()
             else 0.0,
             "length": float(total["steps"].mean()),

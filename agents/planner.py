@@ -1,4 +1,4 @@
-"""The privileged planner: it sees the hidden state, and so bounds what any defender can reach."""
+"""The privileged planner: it sees the hidden state, and is the reference that learned policies are held against."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from envs.world import Simulation
 
 @dataclass(frozen=True)
 class Planner:
-    """One order a step, to the device where it saves most.
+    """One order a step, to the device where it saves most; greedy, so a strong reference rather than a proven optimum.
 
-    Footholds are restored, the most harmful first. A device under attack is blocked; where the block was got round, the
-    device is isolated until the attacker turns away, if its isolation costs less than a likely restore. Controls on
-    devices that nobody works on are lifted.
+    Footholds are restored, the most harmful first. A device under attack is blocked; where the block was got round, it is
+    lifted and set anew. Controls on devices that nobody works on are lifted.
     """
 
     simulation: Simulation
-    block_probed: bool = False
-    """Block already while a device is probed."""
 
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[NDArray[np.int64], None]:
         """(E,)"""
@@ -38,9 +35,6 @@ class Planner:
         held = isolated | (devices["block"] > 0) | (devices["rate_limit"] > 0)
         blocked = (devices["block"] > 0) & ~devices["evaded"]
         attacked = stage == Stage.ATTACKED
-        if self.block_probed:
-            attacked = attacked | (stage == Stage.PROBED)
-        loose = (stage >= Stage.COMPROMISED) & ~isolated
         wishes = (
             (Order.RELEASE, np.where(held & (stage == Stage.CLEAN), weight, -1.0)),
             (Order.RELEASE, np.where(attacked & (devices["block"] > 0) & devices["evaded"] & ~isolated, weight, -1.0)),
@@ -52,5 +46,4 @@ class Planner:
             ready = np.where(valid[..., order - 1], wish, -1.0)
             best = ready.argmax(axis=1)
             action = np.where(ready[np.arange(len(ready)), best] > 0, address(best, order), action)
-        del loose
         return action, None

@@ -43,6 +43,12 @@ OnMetrics = Callable[[dict[str, float], int], None]
 """Receives a rollout's metrics and the steps taken so far."""
 
 
+def identity(config: Config) -> dict[str, Any]:
+    """The settings that an agent depends on: not how many others are trained, nor how often its checkpoint is written."""
+    parts = {name: getattr(config, name).model_dump(mode="json") for name in ("env", "attackers", "reward", "rl")}
+    return {**parts, "rl": {key: value for key, value in parts["rl"].items() if key not in ("seeds", "checkpoint_rollouts")}}
+
+
 class RLTrainer:
     """Trains agents on the `agent` split of a trace bank.
 
@@ -58,6 +64,15 @@ class RLTrainer:
     def target(self, seed: int) -> Path:
         """Where the agent of a seed is saved."""
         return self.folder / f"{self.config.rl.algorithm}-{seed}"
+
+    def trained(self, seed: int) -> bool:
+        """Whether the agent of a seed is there, whole, and of this configuration and bank.
+
+        Raises:
+            UserError: when it was altered.
+        """
+        target = self.target(seed)
+        return target.exists() and open_artifact(target, KIND)["mark"] == self._mark(seed)
 
     def train(self, seed: int, on_metrics: OnMetrics | None = None, resume: bool = False) -> Path:
         """Train one agent and save it; global random numbers and torch's threads are left as they were.
@@ -75,7 +90,7 @@ class RLTrainer:
         """
         target, checkpoint = self.target(seed), self.folder / f"{self.config.rl.algorithm}-{seed}.checkpoint"
         mark = self._mark(seed)
-        if resume and target.exists() and open_artifact(target, KIND)["mark"] == mark and not checkpoint.exists():
+        if resume and self.trained(seed) and not checkpoint.exists():
             return target
         with own_randomness(), _one_thread():
             env = IoTVectorEnv(self.config.rl.n_envs, bank=self.bank, split="agent", config=self.config, flatten=True)
@@ -101,8 +116,7 @@ class RLTrainer:
 
     def _mark(self, seed: int) -> str:
         """What a run depends on, as a digest: a checkpoint of another run is not gone on from."""
-        parts = {name: getattr(self.config, name).model_dump(mode="json") for name in ("env", "attackers", "reward", "rl")}
-        digest = hashlib.sha256(json.dumps([parts, seed], sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps([identity(self.config), seed], sort_keys=True).encode())
         for array in (self.bank.features, self.bank.sensors, self.bank.successor, self.bank.label, self.bank.split):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()

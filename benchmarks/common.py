@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from rich.console import Console
 
+from src.errors import UserError
 from src.evaluation.tables import Gate, print_table, result, save_result
 
-__all__ = ["RESULTS", "Gate", "parser", "write_result"]
+__all__ = ["RESULTS", "ROOT", "Gate", "launch", "parser", "write_result"]
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -28,6 +30,14 @@ def parser(description: str | None, data: bool = False) -> argparse.ArgumentPars
     if data:
         words.add_argument("--root", type=Path, default=ROOT.parent / "shared" / "data" / "ciciot2023", help="folder of CICIoT2023 CSVs")
     return words
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Run a script; wrong input ends in one line."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
 
 
 def write_result(name: str, data: Literal["real", "synthetic"], gates: Mapping[str, Gate], tables: Mapping[str, list[dict[str, Any]]], quick: bool) -> Path:

@@ -1,8 +1,8 @@
 """Is the environment worth solving? `python -m benchmarks.env_gates [--episodes 500] [--quick]`.
 
 Gates 1, 3 and 6 of the environment's model, and of gate 2 what concerns threshold rules, on held-out traces of `clinic`.
-Real traffic is used where the folder of CICIoT2023 CSVs is given or found beside the checkout; `--quick` plays 100 episodes
-on the bundled synthetic bank.
+Real traffic is used where the folder of CICIoT2023 CSVs is given or found beside the checkout, with a predictor trained for
+it here; elsewhere the bundled synthetic bank, and the result says so. `--quick` plays 100 episodes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from agents.baselines import Constant, Random, Threshold, threshold_candidates
-from agents.benchmark import TEST_SEED, TUNING_SEED, BenchmarkRunner
+from agents.baselines import Constant, Random, Threshold
+from agents.benchmark import TEST_SEED, BenchmarkRunner
 from agents.planner import Planner
-from benchmarks.common import Gate, parser, write_result
+from benchmarks.common import Gate, launch, parser, write_result
 from envs import IoTVectorEnv
 from envs.world import Layout
 from src.config import Config, load_config
@@ -38,11 +38,13 @@ def main() -> None:
     words.add_argument("--episodes", type=int, default=500, help="a policy")
     given = words.parse_args()
     episodes = 100 if given.quick else given.episodes
-    root = None if given.quick or not given.root.exists() else given.root
+    root = given.root if given.root.exists() else None
+    if root is None:
+        print(f"no CICIoT2023 CSVs at '{given.root}': measuring on the bundled synthetic bank")
     config = load_config(overrides=[f"eval.episodes={episodes}", f"eval.tuning_episodes={min(episodes, 100)}", f"data.root={root or 'null'}"])
-    bank = TraceBank.bundled() if given.quick else trained_bank(config)
+    bank = TraceBank.bundled() if root is None else trained_bank(config)
     runner = BenchmarkRunner(config, bank)
-    rules = {name: tuned(runner, signal) for signal, name in ((0, "risk"), (2, "anomaly"))}
+    rules = {signal: runner.tune(signal) for signal in ("risk", "anomaly")}
     gates, rows = worth_solving(runner, rules)
     more, sensed = sensors_matter(runner, rules)
     gates |= more | behaves(config, bank, 50_000 if given.quick else 1_000_000)
@@ -55,6 +57,7 @@ def trained_bank(config: Config) -> TraceBank:
     from src.pipeline import start
 
     with start(config, "lstm", None) as run:
+        run.train_sensor()
         return run.bank()
 
 
@@ -71,8 +74,9 @@ def worth_solving(runner: BenchmarkRunner, rules: dict[str, Threshold]) -> tuple
     }
     ruled = max((played[f"threshold on {name}"] for name in rules), key=lambda episodes: episodes.mean).returns
     best, worst, planner = constants[ranked[-1]].returns, constants[ranked[0]].returns, played["planner"].returns
+    # Nobody prevents more than whoever cuts everything off before an attack begins, whatever that costs.
+    least = min((episodes.summary["damage"] for episodes in (constants["ISOLATE all"], played["planner"])), key=lambda damage: damage.mean())
     idle, seen = constants["no-op"].summary["damage"], played["planner"].summary["damage"]
-    least = min((episodes.summary["damage"] for episodes in [*constants.values(), played["planner"]]), key=lambda damage: damage.mean())
     rng = np.random.default_rng(0)
 
     def ratio(what: str, target: float, op: Literal[">=", "<="], of: Callable[[NDArray[np.int64]], float]) -> Gate:
@@ -90,12 +94,12 @@ def worth_solving(runner: BenchmarkRunner, rules: dict[str, Threshold]) -> tuple
             lambda i: float((idle[i].mean() - seen[i].mean()) / (idle[i].mean() - least[i].mean())),
         ),
         "F.gate1.unpreventable": ratio(
-            "damage that no policy here prevented, as a share of no-op's", 0.1, "<=",
+            "damage left even where all devices are cut off from the start or the planner acts, as a share of no-op's", 0.1, "<=",
             lambda i: float(least[i].mean() / idle[i].mean()),
         ),
     }  # fmt: skip
     gates["F.gate2.above_constants"] = ratio(
-        "best tuned threshold rule minus best constant, as a share of planner minus best constant", 0.0, ">=",
+        "best tuned threshold rule minus best constant, as a share of planner minus best constant", 0.15, ">=",
         lambda i: float((ruled[i].mean() - best[i].mean()) / (planner[i].mean() - best[i].mean())),
     )  # fmt: skip
     gates["F.gate2.room"] = ratio(
@@ -138,24 +142,17 @@ class Shuffled:
 
 def sensors_matter(runner: BenchmarkRunner, rules: dict[str, Threshold]) -> tuple[dict[str, Gate], list[dict[str, Any]]]:
     """Gate 3: noise in a sensor, or shuffled observations, lower the return of the rule that reads it."""
-    config, bank = runner.config, runner.bank
+    config = runner.config
     env = runner.env(config.eval.episodes)
     layout = env.simulation.layout
     rng = np.random.default_rng(1)
     gates, rows = {}, []
-    for signal, name in ((0, "risk"), (2, "anomaly")):
-        rule = rules[name]
+    for name, rule in rules.items():
         intact = play(env, rule, TEST_SEED)
-        # Readings of other windows of the same split: the same numbers, without the information.
-        column = bank.sensor_names.index(name)
-        noisy = np.array(bank.sensors)
-        for split in np.unique(bank.split):
-            inside = np.flatnonzero(bank.split == split)
-            noisy[inside, column] = noisy[rng.permutation(inside), column]
-        blind = BenchmarkRunner(config, bank.with_sensors(noisy))
+        blind = runner.blinded(name)
         controls = {
             "noise": play(blind.env(config.eval.episodes), rule, TEST_SEED),
-            "noise, tuned again": play(blind.env(config.eval.episodes), tuned(blind, signal), TEST_SEED),
+            "noise, tuned again": play(blind.env(config.eval.episodes), blind.tune(name), TEST_SEED),
             "observations shuffled": play(env, Shuffled(rule, layout, rng), TEST_SEED),
         }
         rows.append({**row(f"threshold on {name}", intact), "rule": str(rule)})
@@ -165,12 +162,6 @@ def sensors_matter(runner: BenchmarkRunner, rules: dict[str, Threshold]) -> tupl
             key = f"F.gate3.{name}.{control.replace(',', '').replace(' ', '_')}"
             gates[key] = Gate(f"return that the threshold rule on {name} loses by {control}", lost.value, 0.0, ">", lost.low, lost.high, by_interval=True)
     return gates, rows
-
-
-def tuned(runner: BenchmarkRunner, signal: int) -> Threshold:
-    """The best threshold rule on one signal, on the agent's traces."""
-    env = runner.env(runner.config.eval.tuning_episodes, "agent")
-    return max(threshold_candidates(env.simulation.layout, signal), key=lambda rule: play(env, rule, TUNING_SEED).mean)
 
 
 def behaves(config: Config, bank: TraceBank, steps: int) -> dict[str, Gate]:
@@ -203,4 +194,4 @@ def behaves(config: Config, bank: TraceBank, steps: int) -> dict[str, Gate]:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 
-from benchmarks.common import RESULTS, ROOT, parser
+from benchmarks.common import RESULTS, ROOT, launch, parser
 from src.config import load_config
 from src.errors import UserError
 from src.evaluation.tables import save_result
@@ -37,7 +36,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    launch(main)

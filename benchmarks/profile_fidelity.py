@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.common import Gate, parser, write_result
+from benchmarks.common import Gate, launch, parser, write_result
 from src.config import DataConfig
 from src.data.ciciot2023 import FEATURES_39
 from src.data.dataset import Rows, load_dataset
@@ -183,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -61,12 +61,14 @@ DEVICE = np.dtype(
     [
         ("stage", np.int64), ("technique", np.int64), ("window", np.int64), ("calm", np.int64), ("hostile", np.int64),
         ("rate_limit", np.int64), ("block", np.int64), ("isolate", np.int64), ("restore", np.int64),
-        ("pending", np.int64), ("delay", np.int64), ("evaded", np.bool_), ("patched", np.bool_), ("shown", np.bool_), ("attack_shown", np.bool_),
+        ("pending", np.int64), ("delay", np.int64), ("evaded", np.bool_), ("patched", np.bool_), ("shown", np.bool_),
+        ("attack_shown", np.bool_), ("silent", np.bool_),
         ("risk", np.float32), ("uncertainty", np.float32), ("anomaly", np.float32),
     ]
 )  # fmt: skip
 """One device: attack stage and class shown; window shown and the two cursors; remaining steps of each control; order on its way;
-whether the block was got round, the hole is closed, the isolation of this foothold was noticed, the window shown is an attack's;
+whether the block was got round, the hole is closed, the isolation of this foothold was noticed, the window shown is an attack's,
+the device was cut off in the step that ended;
 running means of the sensors."""
 
 CONTROL = np.dtype(
@@ -87,7 +89,7 @@ FOOTHOLD_DAMAGE = 0.25
 """Damage of a foothold, as a share of impact's."""
 
 # Purposes of random numbers.
-_START, _FREE, _PROFILE, _CALM, _HOSTILE, _TECHNIQUE, _ADVANCE, _STOP, _ROTATE, _ABANDON, _STEALTH, _DORMANT, _PROBE, _TARGET = range(14)
+_START, _FREE, _PROFILE, _CALM, _CALM_CLASS, _HOSTILE, _TECHNIQUE, _ADVANCE, _STOP, _ROTATE, _ABANDON, _STEALTH, _DORMANT, _PROBE, _TARGET = range(15)
 
 
 class World(NamedTuple):
@@ -166,9 +168,9 @@ def begin(world, sites, devices, which, keys):
         site.first_response = -1
         for d in range(devices.shape[1]):
             device = devices[e, d]
-            chosen = world.calm_classes[_pick(uniform(key, 0, d, _CALM), 0, len(world.calm_classes))]
+            chosen = world.calm_classes[_pick(uniform(key, -1, d, _CALM_CLASS), 0, len(world.calm_classes))]
             device.technique = -1
-            device.calm = _pick(uniform(key, 1, d, _CALM), world.ranges[chosen, 0], world.ranges[chosen, 1])
+            device.calm = _pick(uniform(key, -1, d, _CALM), world.ranges[chosen, 0], world.ranges[chosen, 1])
             device.window = device.calm
 
 
@@ -377,8 +379,8 @@ def emit(world, sites, devices):
         site = sites[e]
         for d in range(devices.shape[1]):
             device = devices[e, d]
-            chosen = world.calm_classes[_pick(uniform(site.key, site.step, d, _CALM), 0, len(world.calm_classes))]
-            device.calm = _follow(world, device.calm, site.key, site.step + 1, d, _CALM, chosen)
+            chosen = world.calm_classes[_pick(uniform(site.key, site.step, d, _CALM_CLASS), 0, len(world.calm_classes))]
+            device.calm = _follow(world, device.calm, site.key, site.step, d, _CALM, chosen)
             device.window = device.calm
             device.attack_shown = False
             if device.technique >= 0 and site.dormant == 0:
@@ -387,7 +389,9 @@ def emit(world, sites, devices):
                     device.hostile = _follow(world, device.hostile, site.key, site.step, d, _HOSTILE, device.technique)
                     device.window = device.hostile
                     device.attack_shown = True
-            if device.isolate == 0 and device.restore == 0:
+            # Kept, since the controls' clocks run on before the defender looks: what was cut off in this step has shown nothing.
+            device.silent = device.isolate > 0 or device.restore > 0
+            if not device.silent:
                 reading = world.sensors[device.window]
                 device.risk = decay * device.risk + (1 - decay) * reading[risk_at]
                 device.uncertainty = decay * device.uncertainty + (1 - decay) * reading[risk_at + 1]
@@ -494,6 +498,7 @@ def tick(world, sites, devices):
                 if device.restore == 0:
                     device.stage = Stage.CLEAN
                     device.technique = -1
+                    device.hostile = -1
                     device.patched = world.patchable[d]
                     device.risk = 0.0  # what was seen before the re-imaging says nothing about the device now
                     device.uncertainty = 0.0
@@ -536,7 +541,7 @@ def observe(world, sites, devices, out):
         i = 0
         for d in range(devices.shape[1]):
             device = devices[e, d]
-            silent = device.isolate > 0 or device.restore > 0
+            silent = device.silent
             for f in range(F):
                 out[e, i + f] = 0.0 if silent else world.features[device.window, f]
             i += F

@@ -34,7 +34,7 @@ class IoTEnv(gym.Env):
     | k | order      | effect                                                                            | service lost | lasts (steps)   |
     |---|------------|-----------------------------------------------------------------------------------|--------------|-----------------|
     | 0 | MONITOR    | none                                                                              | 0            | -               |
-    | 1 | RATE_LIMIT | stops 45 % of attempts on the device, and 40 % of the harm that it does            | 20 %         | 20              |
+    | 1 | RATE_LIMIT | stops 45 % of attempts on the device and from it, and 40 % of the harm that it does | 20 %         | 20              |
     | 2 | BLOCK      | stops 90 % of attempts and 30 % of harm, until the attacker moves to other sources | 10 %         | 30              |
     | 3 | ISOLATE    | nothing in or out; a foothold stays and resumes on release; sensors fall silent    | 100 %        | 40              |
     | 4 | RESTORE    | down for the restore time, then clean, and patched if it can be                    | 100 %        | 4-14, by device |
@@ -54,7 +54,7 @@ class IoTEnv(gym.Env):
     | `trend`    | 3               | [0, 1]  | running means of risk, uncertainty, anomaly; 0 after a restore                         |
     | `controls` | 5               | [0, 1]  | remaining rate limit, block, isolation, restore (shares); order on its way (0/1)       |
     | `service`  | 1               | [0, 1]  | share of legitimate traffic delivered                                                 |
-    | `silent`   | 1               | {0, 1}  | isolated or down: features and sensors are 0                                          |
+    | `silent`   | 1               | {0, 1}  | cut off in the step that ended: features and sensors are 0                            |
     | `valid`    | 5               | {0, 1}  | which orders would change something                                                   |
     | `device`   | 5               | [0, 1]  | criticality and restore time (shares of the largest), protected, patchable, patched    |
     | `context`  | 2 in all        | [0, 1]  | time left, orders left                                                                |

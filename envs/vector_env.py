@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,14 @@ class IoTVectorEnv(VectorEnv):
         self._generators: list[np.random.Generator] = []
         self._flat = np.zeros((num_envs, self.simulation.layout.size), np.float32)
 
-    def reset(self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode everywhere. `seed` s seeds environment i with s + i, as gymnasium's vector environments do."""
-        if isinstance(seed, list):
-            if len(seed) != self.num_envs:
-                raise UserError(f"{len(seed)} seeds were given for {self.num_envs} environments")
-            seeds: list[int | None] = seed
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds: list[int | None] = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
         else:
-            seeds = [None if seed is None else seed + i for i in range(self.num_envs)]
+            seeds = list(seed)
+            if len(seeds) != self.num_envs:
+                raise UserError(f"{len(seeds)} seeds were given for {self.num_envs} environments")
         fresh = not self._generators
         for i, one in enumerate(seeds):
             if fresh:

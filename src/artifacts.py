@@ -86,6 +86,7 @@ def new_artifact(folder: Path, kind: str, meta: dict[str, Any]) -> Iterator[Path
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(folder)
         target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise UserError(f"cannot write artifact '{folder}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
@@ -122,6 +123,7 @@ def open_artifact(folder: Path, kind: str) -> dict[str, Any]:
     Raises:
         UserError: when the folder is missing, holds another kind, or a file is missing, added or altered (it is named).
     """
+    _put_back(folder)
     sums = _read_json(folder, "checksums.json", kind)
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {"checksums.json"}
     for name in sorted(present ^ set(sums)):
@@ -133,6 +135,14 @@ def open_artifact(folder: Path, kind: str) -> dict[str, Any]:
     if meta.get("kind") != kind:
         raise UserError(f"artifact '{folder}' is a {meta.get('kind')}, not a {kind}")
     return meta
+
+
+def _put_back(folder: Path) -> None:
+    """Undo a replacement that was killed between its two renames: the old artifact had stepped aside, the new one was not there yet."""
+    if not folder.exists():
+        for aside in folder.parent.glob(f".{folder.name}.*.old"):
+            aside.rename(folder)
+            return
 
 
 def _read_json(folder: Path, name: str, kind: str) -> dict[str, Any]:

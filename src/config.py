@@ -215,8 +215,8 @@ class EnvConfig(Section):
     """One addressed order a step, or one order for every device."""
     flatten: bool = False
     """One flat Box in place of the Dict of named parts."""
-    features: list[str] = ["Header_Length", "Time_To_Live", "Rate", "syn_flag_number", "ack_flag_number", "HTTPS", "UDP", "Tot size", "Std", "IAT"]
-    """Traffic features that the defender sees of each device (window means, scaled)."""
+    features: list[str] = ["Header_Length", "Rate", "syn_flag_number", "ack_flag_number", "HTTPS", "TCP", "UDP", "Tot size", "Std", "IAT"]
+    """Traffic features that the defender sees of each device (window means, scaled); these are in both releases of CICIoT2023."""
     horizon: int = Field(default=200, ge=10)
     """Steps in an episode."""
     step_seconds: float = Field(default=10.0, gt=0)
@@ -272,7 +272,7 @@ class AttackerConfig(Section):
     dormancy: int = Field(default=8, ge=0)
     """Mean number of quiet steps after a setback that shows the attacker that it was noticed; 0: it never hides."""
     patience: float = Field(default=20.0, gt=0)
-    """Setbacks it takes: a stopped attempt counts 0.5, an isolated foothold 1, a lost foothold 4."""
+    """Setbacks it takes: a stopped attempt to break in counts 0.5, an isolated foothold 1, a lost foothold 4."""
 
 
 class AttackersConfig(Section):
@@ -530,6 +530,7 @@ def load_config(
     tree = Config().model_dump()
     if path is not None:
         _merge(tree, _read_yaml(Path(path)))
+        _validated(tree, str(path))
     if preset is not None:
         if preset not in PRESETS:
             raise UserError(f"unknown preset '{preset}': {nearest(preset, PRESETS)}")
@@ -543,10 +544,14 @@ def load_config(
         if not equals:
             raise UserError(f"--set wants key=value, not '{item}'")
         _put(tree, key.strip(), _scalar(text, f"--set {key.strip()}"))
+    return _validated(tree, "settings")
+
+
+def _validated(tree: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise UserError(explain(error, str(path) if path is not None else "configuration")) from error
+        raise UserError(explain(error, origin)) from error
 
 
 def describe(config: Config | None = None) -> str:

@@ -21,15 +21,16 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from agents.benchmark import TEST_SEED, BenchmarkRunner, Comparison
-from agents.training import RLTrainer, load_policy
+from agents.training import RLTrainer, identity, load_policy
 from src.artifacts import write_text
-from src.config import Config, describe
+from src.config import Config, describe, nearest
 from src.data.bank import TraceBank
 from src.data.dataset import Dataset, load_dataset
-from src.data.windows import gather
+from src.data.windows import gather, window_starts
 from src.errors import UserError
 from src.evaluation.figures import comparison_figure, learning_figure, timeline_figure
 from src.evaluation.report import write_report
+from src.evaluation.statistics import Estimate
 from src.evaluation.tables import Gate, print_table, result, save_result
 from src.models.predictor_interface import EnhancedAttackPredictor
 from src.tracking import Tracker, tracking
@@ -38,9 +39,9 @@ from src.training.sensors import build_bank
 
 POLICY_COLUMNS = {
     "policy": "policy", "return": "return", "interval": "95 % interval", "damage": "damage", "healthy_service": "healthy",
-    "orders_per_hour": "orders/h", "isolation_hours_per_calm_day": "false h/day", "length": "steps",
+    "orders_per_hour": "orders/h", "false_downtime_hours_per_device_day": "false h/day", "length": "steps",
 }  # fmt: skip
-"""`healthy`: share of criticality x time both uncompromised and in service; `false h/day`: device-hours cut off a day without attack."""
+"""`healthy`: share of criticality x time both uncompromised and in service; `false h/day`: hours that a device is cut off in a day without attack."""
 FAMILY_COLUMNS = {"family": "family", "macro_f1": "F1"}
 
 
@@ -51,6 +52,10 @@ def _digest(*parts: Any) -> str:
 def _short(policy: str) -> str:
     """`best constant: BLOCK all` -> `best_constant`, the same from run to run."""
     return policy.split(":")[0].split(" (")[0].replace(" ", "_")
+
+
+def _lines(heading: str, estimates: Mapping[str, Estimate]) -> list[dict[str, Any]]:
+    return [{heading: name, "value": one.value, "low": one.low, "high": one.high} for name, one in estimates.items()]
 
 
 @dataclass
@@ -77,8 +82,7 @@ class Run:
     @property
     def agents_folder(self) -> Path:
         """Where the agents lie."""
-        sections = [getattr(self.config, name).model_dump(mode="json") for name in ("env", "attackers", "reward", "rl")]
-        return self.config.compute.artifacts / "agents" / _digest(self.sensor_folder.name, *sections)
+        return self.config.compute.artifacts / "agents" / _digest(self.sensor_folder.name, identity(self.config))
 
     @property
     def source(self) -> str:
@@ -113,9 +117,9 @@ class Run:
         self._print_sensor()
 
     def _windows(self, count: int) -> np.ndarray:
-        """A few raw windows of `test`, (count, T, F)."""
-        rows = self.data.splits["test"]
-        return gather(rows.features, np.arange(count) * self.config.data.window, self.config.data.window)
+        """A few raw windows of `test`, at most (count, T, F)."""
+        rows, length = self.data.splits["test"], self.config.data.window
+        return gather(rows.features, window_starts(rows.segment, length)[:count], length)
 
     def _build_bank(self) -> TraceBank:
         sensor = EnhancedAttackPredictor.load(self.sensor_folder / "predictor")
@@ -153,6 +157,8 @@ class Run:
         """Train one agent a seed, on the `agent` split; `reuse` (implied by `--resume`) keeps those that are trained already."""
         trainer = RLTrainer(self.config, self.bank(), self.agents_folder)
         for seed in self.seeds():
+            if (self.resume or reuse) and trainer.trained(seed):
+                continue
             with self.tracker.nested(f"{self.config.rl.algorithm} seed {seed}", {"phase": "rl", "seed": seed, "scenario": self.config.env.scenario}) as log:
                 self.say(f"training agent, seed {seed}: {self.config.rl.total_timesteps:,} steps of '{self.config.env.scenario}'")
                 curve: list[tuple[int, float]] = []
@@ -162,25 +168,25 @@ class Run:
                     if "rollout/reward_mean" in metrics:
                         curve.append((step, metrics["rollout/reward_mean"]))
 
-                folder = trainer.train(seed, on_metrics, self.resume or reuse)
+                folder = trainer.train(seed, on_metrics, self.resume)
                 log.log_artifact(folder, "agent")
                 if curve:
                     self.curves[f"seed {seed}"] = curve
+                    write_text(self.folder / "curves.json", json.dumps(self.curves) + "\n")
 
     def evaluate(self) -> None:
         """Play all policies on held-out traces; print, save and log how they compare."""
         bank = self.bank()
+        self.train_agents(reuse=True)
         trainer = RLTrainer(self.config, bank, self.agents_folder)
-        if not all(trainer.target(seed).exists() for seed in self.seeds()):
-            self.train_agents(reuse=True)
         agents = {seed: trainer.target(seed) for seed in self.seeds()}
         runner = BenchmarkRunner(self.config, bank)
         with self.tracker.nested("evaluation", {"phase": "eval", "scenario": self.config.env.scenario, "split": "test", "sensors": bank.sensor}) as log:
             found = runner.run(agents, self.say)
             self._log(found, log)
-            best = max(agents, key=lambda seed: found.episodes["agent"][list(agents).index(seed)].mean)
-            self._draw(found, runner, agents[best], log)
-            self._register(agents[best], runner, log)
+            best = runner.champion(agents)
+            self._draw(found, runner, best, log)
+            self._register(best, runner, log)
             self._finish(found, log)
 
     def everything(self) -> None:
@@ -222,8 +228,9 @@ class Run:
         rows = [{**row, "interval": f"[{row['low']:.1f}, {row['high']:.1f}]"} for row in found.rows]
         print_table(title, rows, POLICY_COLUMNS, self.console)
         self.say(f"tuned threshold: {found.threshold}")
-        differences = [{"against": name, "value": d.value, "low": d.low, "high": d.high} for name, d in found.differences.items()]
-        print_table("agent minus policy, paired by episode", differences, {"against": "policy", "value": "mean", "low": "low", "high": "high"}, self.console)
+        shown = {"value": "mean", "low": "low", "high": "high"}
+        print_table("agent minus policy, paired by episode", _lines("policy", found.differences), {"policy": "policy", **shown}, self.console)
+        print_table("return that the agent loses by noise in a sensor", _lines("sensor", found.ablations), {"sensor": "sensor", **shown}, self.console)
         level = {_short(row["policy"]): row["return"] for row in found.rows}
         if level["planner"] > level["best_constant"]:
             place = (level["agent"] - level["best_constant"]) / (level["planner"] - level["best_constant"])
@@ -253,10 +260,10 @@ class Run:
 
     def _tables(self, found: Comparison) -> dict[str, Any]:
         metrics: Mapping[str, Any] = self._meta()["metrics"]
-        differences = [{"agent minus": name, "value": d.value, "low": d.low, "high": d.high} for name, d in found.differences.items()]
         return {
             "policies": found.rows,
-            "differences": differences,
+            "agent minus policy": _lines("policy", found.differences),
+            "agent's loss by noise in a sensor": _lines("sensor", found.ablations),
             "predictor": metrics,
             "threshold": str(found.threshold),
             "agents": {"seeds": list(self.seeds())},
@@ -274,7 +281,10 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     if not console.is_terminal:
         console = Console(width=120)  # a log file is as wide as the tables need
     data = load_dataset(config.data, config.compute.seed)
-    name = resume or f"{datetime.now():%Y%m%d-%H%M%S}-{phase}-seed{config.compute.seed}"
+    unknown = [name for name in config.env.features if name not in data.feature_names]
+    if unknown:
+        raise UserError(f"env.features: this data has no feature '{unknown[0]}': {nearest(unknown[0], data.feature_names)}")
+    name = resume or f"{datetime.now():%Y%m%d-%H%M%S-%f}-{phase}-seed{config.compute.seed}"
     folder = config.compute.artifacts / "runs" / name
     former = _former(folder) if resume else None
     tags = {"phase": phase, "data_source": data.source, "data_hash": data.data_hash, "scenario": config.env.scenario, "algorithm": config.rl.algorithm}
@@ -283,8 +293,10 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
         write_text(folder / "run.json", json.dumps({"mlflow_run": tracker.run_id, "phase": phase}) + "\n")
         console.print(f"run [bold]{name}[/bold]  data: {data.source} ({sum(len(rows.label) for rows in data.splits.values()):,} rows)", highlight=False)
         run = Run(config, folder, data, tracker, console, resume is not None)
+        with contextlib.suppress(FileNotFoundError):
+            run.curves.update(json.loads((folder / "curves.json").read_text(encoding="utf-8")))
         yield run
-        console.print(f"MLflow   {tracker.uri}\n         mlflow ui --backend-store-uri {tracker.uri}", highlight=False, soft_wrap=True)
+        console.print(f"MLflow   {tracker.uri}\n         .venv/bin/mlflow ui --backend-store-uri {tracker.uri}", highlight=False, soft_wrap=True)
         console.print(f"done in {time.perf_counter() - run.started:.0f} s", highlight=False)
 
 

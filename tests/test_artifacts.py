@@ -43,6 +43,13 @@ def test_failure_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
     open_artifact(tmp_path / "x", "test")
 
 
+def test_a_replacement_that_was_killed_halfway_is_undone(tmp_path: Path) -> None:
+    make(tmp_path / "x")
+    (tmp_path / "x").rename(tmp_path / ".x.abc.old")  # what is left by a kill between the two renames
+    assert open_artifact(tmp_path / "x", "test")["seed"] == 3
+    assert os.listdir(tmp_path) == ["x"]
+
+
 @pytest.mark.parametrize("name", ["a.txt", "sub/b.txt", "meta.json"])
 def test_every_altered_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     make(tmp_path / "x")

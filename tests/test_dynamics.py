@@ -132,6 +132,29 @@ def test_restore_cleans_takes_its_time_and_patches_only_what_can_be_patched() ->
         assert (fields(env, "patched")[:, d] == sim.network.patchable[d]).all()
 
 
+def test_a_device_that_was_cut_off_has_shown_nothing_until_it_is_back_for_a_step() -> None:
+    env = vector(64, attack_free=0.0, overrun_steps=1000)
+    env.reset(seed=0)
+    overrun_state(env, Stage.IMPACT)
+    sim = env.simulation
+    sim.sites["patience"] = -1.0  # the attacker turns to no new device
+    d = sim.network.names.index("printer-1")
+    observation, *_ = env.step(address(np.full(64, d), Order.RESTORE))
+    back = np.zeros(64, np.bool_)
+    for _ in range(12):
+        down = fields(env, "restore")[:, d] > 0
+        observation, *_ = env.step(np.zeros(64, np.int64))
+        parts = sim.layout.split(observation)
+        finished = down & (fields(env, "restore")[:, d] == 0)
+        back |= finished
+        assert (parts["silent"][finished, d] == 1).all()
+        assert (parts["sensors"][finished, d] == 0).all()
+        clean = back & ~finished & (fields(env, "stage")[:, d] == Stage.CLEAN)
+        assert (sim.bank.label[fields(env, "window")[clean, d]] == 0).all()
+        assert (parts["silent"][clean, d] == 0).all()
+    assert back.all()
+
+
 def test_a_block_holds_until_the_attacker_gets_round_it() -> None:
     env = vector(400, scenario="solo", attack_free=0.0)
     env.reset(seed=0)

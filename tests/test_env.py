@@ -148,6 +148,13 @@ def test_a_snapshot_goes_on_alike() -> None:
         IoTVectorEnv(2, bank=BANK).restore(first.snapshot())
 
 
+def test_seeds_may_be_given_one_by_one() -> None:
+    by_number, one_by_one = (IoTVectorEnv(2, bank=BANK, flatten=True) for _ in range(2))
+    np.testing.assert_array_equal(by_number.reset(seed=np.int64(4))[0], one_by_one.reset(seed=(4, 5))[0])
+    with pytest.raises(UserError, match="3 seeds"):
+        by_number.reset(seed=[1, 2, 3])
+
+
 def test_rewards_are_the_weighted_terms() -> None:
     config = load_config()
     env = IoTEnv(bank=BANK, config=config)

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import main as command_line
 from agents.baselines import threshold_candidates
 from src.artifacts import open_artifact
 from src.config import Config, Section, leaves, load_config
-from src.data.ciciot2023 import FEATURES_39
+from src.data.ciciot2023 import FEATURES_39, FEATURES_46
 from src.tracking import mlflow  # not mlflow itself: it must find its environment set when it is imported
 
 TINY = [
@@ -30,7 +31,7 @@ def words(artifacts: Path, phase: str, *more: str) -> list[str]:
 @pytest.fixture(autouse=True)
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of the tuning grid: these tests are about the plumbing."""
-    monkeypatch.setattr("agents.benchmark.threshold_candidates", lambda layout: list(threshold_candidates(layout))[::10])
+    monkeypatch.setattr("agents.benchmark.threshold_candidates", lambda layout, signal: list(threshold_candidates(layout, signal))[::10])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, read_keys: set[tuple[typ
     """Artifacts of one `--phase all`."""
     artifacts = tmp_path_factory.mktemp("all") / "artifacts"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agents.benchmark.threshold_candidates", lambda layout: list(threshold_candidates(layout))[::10])
+        patch.setattr("agents.benchmark.threshold_candidates", lambda layout, signal: list(threshold_candidates(layout, signal))[::10])
         assert command_line.main(words(artifacts, "all")) == 0
     return artifacts
 
@@ -69,7 +70,7 @@ def runs_folder(artifacts: Path) -> Path:
 
 def test_everything_is_written(whole_run: Path) -> None:
     folder = runs_folder(whole_run)
-    assert {path.name for path in folder.iterdir()} == {"config.yml", "run.json", "results.json", "report.html", "figures"}
+    assert {path.name for path in folder.iterdir()} == {"config.yml", "run.json", "curves.json", "results.json", "report.html", "figures"}
     assert {path.name for path in (folder / "figures").iterdir()} == {"comparison.png", "learning.png", "episode.png"}
     results = json.loads((folder / "results.json").read_text())
     assert results["data"] == "synthetic"
@@ -226,6 +227,23 @@ def test_altered_artifact_is_refused_by_name(whole_run: Path, tmp_path: Path, ca
     shown = capsys.readouterr().err
     assert "sensors.npy" in shown
     assert shown.count("\n") == 1
+
+
+def test_the_classic_release_goes_all_the_way(tmp_path: Path) -> None:
+    """46 features, `label` column, a handful of small part files: made-up numbers, since only the plumbing is looked at."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for i, label in enumerate(("BenignTraffic", "Recon-PortScan", "DictionaryBruteForce", "Mirai-udpplain", "SqlInjection", "MITM-ArpSpoofing")):
+        rows = rng.random((140, len(FEATURES_46))).round(4) + i
+        lines = [",".join([*map(str, row), label]) for row in rows.tolist()]
+        (tmp_path / "data" / f"part-0000{i}-363d1ba3.csv").write_text("\n".join([",".join([*FEATURES_46, "label"]), *lines]) + "\n")
+    assert command_line.main(words(tmp_path / "artifacts", "all", f"data.root={tmp_path / 'data'}", "rl.seeds=1", "rl.total_timesteps=1024")) == 0
+
+
+def test_a_feature_that_the_data_lacks_is_named_before_anything_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(words(tmp_path / "artifacts", "all", "env.features=[Rate, Ratte]")) == 2
+    assert "did you mean 'Rate'" in capsys.readouterr().err
+    assert not (tmp_path / "artifacts").exists()
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="real CICIoT2023 rows are not beside this checkout (../shared/data/ciciot2023)")

@@ -25,7 +25,7 @@ def write_report(path: Path, title: str, found: Mapping[str, Any], figures: Sequ
     columns = {
         "policy": "policy", "return": "mean return", "low": "low", "high": "high", "damage": "damage",
         "service_loss": "service lost", "healthy_service": "healthy service", "steps_to_contain": "steps to contain",
-        "orders_per_hour": "orders an hour", "isolation_hours_per_calm_day": "false downtime, h a day", "length": "steps",
+        "orders_per_hour": "orders an hour", "false_downtime_hours_per_device_day": "false downtime, h a device-day", "length": "steps",
     }  # fmt: skip
     predictor = [{"measure": key, "value": value} for key, value in found["tables"]["predictor"].items()]
     gates = [{"gate": key, **value} for key, value in found["gates"].items()]

@@ -47,10 +47,6 @@ class Episodes:
         """Mean return."""
         return float(self.returns.mean())
 
-    def part(self, chosen: NDArray[np.bool_]) -> Episodes:
-        """The chosen episodes."""
-        return Episodes(self.returns[chosen], {name: column[chosen] for name, column in self.summary.items()}, self.end[chosen])
-
 
 def play(env: BatchEnv, policy: Policy, seed: int) -> Episodes:
     """One episode in each of `env`'s environments, environment i with seed `seed` + i.
