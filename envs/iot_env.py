@@ -112,7 +112,7 @@ class IoTEnv(gym.Env):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise UserError(f"unknown render_mode '{render_mode}': allowed: None, {', '.join(self.metadata['render_modes'])}")
         self.render_mode = render_mode
-        chosen = settle(config, {**({"scenario": scenario} if scenario is not None else {}), **settings})
+        chosen = settle(config, scenario, settings)
         self.simulation = Simulation(chosen, open_bank(bank), split, 1)
         self.action_space = self.simulation.action_space()
         self.observation_space = self.simulation.observation_space()

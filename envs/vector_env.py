@@ -46,7 +46,7 @@ class IoTVectorEnv(VectorEnv):
         if num_envs < 1:
             raise UserError(f"num_envs must be at least 1, not {num_envs}")
         self.render_mode = None
-        chosen = settle(config, {**({"scenario": scenario} if scenario is not None else {}), **settings})
+        chosen = settle(config, scenario, settings)
         self.simulation = Simulation(chosen, open_bank(bank), split, num_envs)
         self.num_envs = num_envs
         self.single_action_space = self.simulation.action_space()

@@ -220,13 +220,15 @@ def open_bank(bank: TraceBank | Path | str | None) -> TraceBank:
     return bank if isinstance(bank, TraceBank) else TraceBank.load(Path(bank))
 
 
-def settle(config: Config | None, settings: dict[str, Any]) -> Config:
-    """A configuration with some keys of its `env` section replaced, all checked.
+def settle(config: Config | None, scenario: str | None, settings: dict[str, Any]) -> Config:
+    """A configuration with the scenario, where one is named, and some keys of its `env` section replaced, all checked.
 
     Raises:
         UserError: for an unknown key or a value out of range.
     """
     base = config or Config()
+    if scenario is not None:
+        settings = {"scenario": scenario, **settings}
     if not settings:
         return base
     try:

@@ -36,7 +36,7 @@ os.environ.update(
 
 import mlflow
 import mlflow.pyfunc
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from numpy.typing import NDArray
@@ -78,10 +78,6 @@ class Tracker:
         run = self._client.create_run(self._experiment, tags={**_tags(self._config), **_plain(tags), _PARENT: self.run_id}, run_name=name)
         with _ending(self._client, run.info.run_id):
             yield Tracker(self._client, self._experiment, run.info.run_id, self._config)
-
-    def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Add tags, e.g. `data_source` and `data_hash`."""
-        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in _plain(tags).items()])
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; sections within are flattened to dotted names."""

@@ -43,10 +43,9 @@ def find(client: mlflow.MlflowClient, name: str) -> Any:
 
 
 def test_runs_are_nested_tagged_and_finished(client: mlflow.MlflowClient, root: Path) -> None:
-    with tracking(config(root), "all", {"data_source": "synthetic profile"}) as parent:
-        parent.set_tags({"data_hash": "abc"})
-        with parent.nested("phase lstm") as phase, phase.nested("seed 8", {"seed": 8}):
-            assert client.get_run(phase.run_id).info.status == "RUNNING"
+    tags = {"data_source": "synthetic profile", "data_hash": "abc"}
+    with tracking(config(root), "all", tags) as parent, parent.nested("phase lstm") as phase, phase.nested("seed 8", {"seed": 8}):
+        assert client.get_run(phase.run_id).info.status == "RUNNING"
     run, phase, seed = (find(client, name) for name in ("all", "phase lstm", "seed 8"))
     assert phase.data.tags["mlflow.parentRunId"] == run.info.run_id
     assert seed.data.tags["mlflow.parentRunId"] == phase.info.run_id

@@ -25,12 +25,11 @@ from torch.nn import functional
 
 from src.artifacts import new_artifact, open_artifact
 from src.config import LSTMTrainingConfig
+from src.data.bank import FEATURE_BOUND
 from src.errors import UserError
 from src.models.scores import Evaluation, confusion_matrix, summary
 
 KIND = "lstm-predictor"
-BOUND = 5.0
-"""Scaled features are clipped to [-BOUND, BOUND]."""
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 """Raw windows (B, T, F) with labels (B,): a `WindowBatches`, or a torch `DataLoader`. Shuffling is drawn from its `generator`."""
@@ -77,7 +76,7 @@ class Scaler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale raw features (..., F); the precision of `x` is kept."""
-        return ((torch.sign(x) * torch.log1p(x.abs()) - self.centre) * self.inverse).clamp(-BOUND, BOUND)
+        return ((torch.sign(x) * torch.log1p(x.abs()) - self.centre) * self.inverse).clamp(-FEATURE_BOUND, FEATURE_BOUND)
 
 
 class RealDataLSTMPredictor(nn.Module):
