@@ -44,11 +44,7 @@ class DeviceSetNetwork(nn.Module):
         """`layout` says what a device's floats are; its number of devices does not matter."""
         super().__init__()
         H = hidden_size
-        self.width = layout.width
-        parts = layout.parts
-        self.features, self.readings = parts["features"], slice(parts["sensors"].start, parts["trend"].stop)
-        self.plain = slice(parts["trend"].stop, layout.width)
-        self.valid, self.criticality = parts["valid"], parts["device"].start
+        self.layout = layout
         self.embed = nn.Linear(layout.width, H)
         self.embed_context = nn.Linear(Layout.CONTEXT, H, bias=False)
         self.deepen = nn.Linear(H, H)
@@ -77,20 +73,27 @@ class DeviceSetNetwork(nn.Module):
         Returns:
             (B, 1 + 5 D) and (B,).
         """
-        context = flat[:, -Layout.CONTEXT :]
-        table = flat[:, : -Layout.CONTEXT].unflatten(1, (-1, self.width))  # (B, D, K)
-        odds = torch.logit(table[..., self.readings], eps=READING_MARGIN) * READING_SCALE
-        inputs = torch.cat([table[..., self.features] * FEATURE_SCALE, odds, table[..., self.plain]], dim=2)  # (B, D, K)
-        h = torch.relu(self.embed(inputs) + self.embed_context(context).unsqueeze(1))  # (B, D, H)
+        parts = self.layout.for_size(flat.shape[1]).split(flat)  # (B, D, n) each
+        F = self.layout.features
+        features, readings = [parts["features"]], [parts["sensors"]]
+        if "past" in parts:
+            past = parts["past"].unflatten(2, (self.layout.history - 1, -1))  # (B, D, k - 1, F + S)
+            features.append(past[..., :F].flatten(2))
+            readings.append(past[..., F:].flatten(2))
+        readings.append(parts["trend"])
+        plain = [parts[name] for name in ("controls", "service", "silent", "valid", "device")]
+        odds = torch.logit(torch.cat(readings, dim=2), eps=READING_MARGIN) * READING_SCALE
+        inputs = torch.cat([torch.cat(features, dim=2) * FEATURE_SCALE, odds, *plain], dim=2)  # (B, D, K)
+        h = torch.relu(self.embed(inputs) + self.embed_context(parts["context"]).unsqueeze(1))  # (B, D, H)
         h = torch.relu(self.deepen(h))  # (B, D, H)
         pool = torch.cat([h.mean(1), h.amax(1)], dim=1)  # (B, 2H)
         each = torch.relu(self.own(h) + self.others(pool).unsqueeze(1))  # (B, D, H)
         whole = torch.relu(self.pooled(pool))  # (B, H)
         # Without the -log D, MONITOR would start ever rarer as networks grow.
-        orders = self.orders(each) - math.log(table.shape[1])  # (B, D, 5)
-        orders = orders.masked_fill(table[..., self.valid] <= 0, MASKED)
+        orders = self.orders(each) - math.log(each.shape[1])  # (B, D, 5)
+        orders = orders.masked_fill(parts["valid"] <= 0, MASKED)
         logits = torch.cat([self.monitor(whole), orders.flatten(1)], dim=1)  # (B, 1 + 5D)
-        weight = table[..., self.criticality]  # (B, D)
+        weight = parts["device"][..., 0]  # (B, D)
         weight = weight / weight.sum(1, keepdim=True)
         value = (weight * self.worth(each).squeeze(2)).sum(1) + self.base(whole).squeeze(1)  # (B,)
         return logits, value

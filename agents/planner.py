@@ -30,7 +30,7 @@ class Planner:
         devices, world = sim.devices, sim.world
         stage = devices["stage"]  # (E, D)
         weight = np.broadcast_to(world.criticality, stage.shape)
-        valid = sim.layout.split(sim.observe())["valid"] > 0  # (E, D, 5)
+        valid = sim.allowed()  # (E, D, 5)
         isolated = devices["isolate"] > 0
         held = isolated | (devices["block"] > 0) | (devices["rate_limit"] > 0)
         blocked = (devices["block"] > 0) & ~devices["evaded"]

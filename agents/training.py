@@ -159,7 +159,7 @@ class LearnedPolicy:
         Raises:
             UserError: for observations of another layout.
         """
-        width = self.network.width
+        width = self.network.layout.width
         if observation.ndim != 2 or observation.shape[1] < width + Layout.CONTEXT or (observation.shape[1] - Layout.CONTEXT) % width:
             raise UserError(f"this agent reads flat observations (batch, devices x {width} + {Layout.CONTEXT}), not {observation.shape}")
         with torch.inference_mode():
@@ -202,6 +202,8 @@ def _check_fit(folder: Path, meta: dict[str, Any], simulation: Simulation) -> No
             raise UserError(
                 f"agent '{folder}' was trained on the {what} {', '.join(trained)}, but this environment shows {', '.join(here)}; train another agent"
             )
+    if meta["layout"]["history"] != simulation.layout.history:
+        raise UserError(f"agent '{folder}' was trained with env.history {meta['layout']['history']}, not {simulation.layout.history}; train another agent")
     if simulation.joint:
         raise UserError(f"agent '{folder}' gives one addressed order a step: set env.action_mode to discrete, not joint")
 

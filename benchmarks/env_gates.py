@@ -132,12 +132,10 @@ class Shuffled:
 
     def predict(self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, Any]:
         """As the policy, on shuffled devices."""
-        table = observation[:, : -Layout.CONTEXT].reshape(len(observation), self.layout.devices, self.layout.width)
-        mixed = self.rng.permuted(np.broadcast_to(np.arange(self.layout.devices), table.shape[:2]), axis=1)
-        table = np.take_along_axis(table, mixed[:, :, None], axis=1)
-        return self.policy.predict(
-            np.concatenate([table.reshape(len(table), -1), observation[:, -Layout.CONTEXT :]], axis=1), state, episode_start, deterministic
-        )
+        mixed = self.rng.permuted(np.tile(np.arange(self.layout.devices), (len(observation), 1)), axis=1)
+        parts = self.layout.split(observation)
+        moved = {name: part if name == "context" else np.take_along_axis(part, mixed[:, :, None], axis=1) for name, part in parts.items()}
+        return self.policy.predict(self.layout.join(moved), state, episode_start, deterministic)
 
 
 def sensors_matter(runner: BenchmarkRunner, rules: dict[str, Threshold]) -> tuple[dict[str, Gate], list[dict[str, Any]]]:

@@ -1,18 +1,14 @@
 """Attackers: which traffic each shows at each stage, and how its numbers reach the kernel.
 
-State machine of every profile (a device's stage; the dynamics are in `envs.dynamics`):
+State machine of every profile (a device's stage; the dynamics are in `envs.dynamics`; docs/attackers.md draws it):
 
     CLEAN --probe--> PROBED --engage--> ATTACKED --compromise x weakness--> COMPROMISED --impact--> IMPACT
       ^                 |                  |                                     |                    |
       +---- abandon ----+---- abandon -----+          restore  <-----------------+--------------------+
 
-| profile        | PROBED | ATTACKED   | COMPROMISED     | IMPACT      | ATT&CK tactics                                                        |
-|----------------|--------|------------|-----------------|-------------|-----------------------------------------------------------------------|
-| `botnet`       | Recon  | BruteForce | Recon           | Mirai, DDoS | Reconnaissance, Credential Access, Discovery, Impact                  |
-| `web_intruder` | Recon  | Web        | Spoofing, Web   | Web, DoS    | Reconnaissance, Initial Access, Lateral Movement, Exfiltration/Impact |
-
-A botnet answers defence with speed: it never hides, and takes the next target. A web intruder falls silent for a random
-time once a foothold is cut off or lost.
+Reactions, each by a number of the profile: a stopped attempt may change the source (`rotate`), the technique (`adapt`) or the
+target (`abandon`); every setback slows and hides the attacker for a while (`caution`), and one that shows that it was noticed
+silences it (`dormancy`) and wears it out (`patience`).
 """
 
 from __future__ import annotations
@@ -37,41 +33,85 @@ class Stage(IntEnum):
     IMPACT = 4
 
 
-TRAFFIC: dict[str, dict[Stage, tuple[str, ...]]] = {
-    "botnet": {Stage.PROBED: ("Recon",), Stage.ATTACKED: ("BruteForce",), Stage.COMPROMISED: ("Recon",), Stage.IMPACT: ("Mirai", "DDoS")},
-    "web_intruder": {Stage.PROBED: ("Recon",), Stage.ATTACKED: ("Web",), Stage.COMPROMISED: ("Spoofing", "Web"), Stage.IMPACT: ("Web", "DoS")},
+Shown = dict[str, tuple[str, ...]]
+"""Labels by family."""
+
+_SCAN: Shown = {"Recon": ("Recon-HostDiscovery", "Recon-PortScan", "Recon-OSScan", "Recon-PingSweep", "VulnerabilityScan")}
+_QUIET_SCAN: Shown = {"Recon": ("Recon-OSScan", "VulnerabilityScan")}
+_PASSWORDS: Shown = {"BruteForce": ("DictionaryBruteForce",)}
+_WEB: Shown = {"Web": ("SqlInjection", "CommandInjection", "XSS", "BrowserHijacking", "Uploading_Attack")}
+_SPOOF: Shown = {"Spoofing": ("MITM-ArpSpoofing", "DNS_Spoofing")}
+_HOLD: Shown = {"Web": ("Backdoor_Malware", "Uploading_Attack")}
+_FLOOD: Shown = {
+    "Mirai": ("Mirai-greeth_flood", "Mirai-greip_flood", "Mirai-udpplain"),
+    "DDoS": (
+        *(f"DDoS-{name}" for name in ("ICMP_Flood", "UDP_Flood", "TCP_Flood", "PSHACK_Flood", "SYN_Flood", "RSTFINFlood", "SynonymousIP_Flood")),
+        *(f"DDoS-{name}" for name in ("ICMP_Fragmentation", "UDP_Fragmentation", "ACK_Fragmentation", "HTTP_Flood", "SlowLoris")),
+    ),
 }
-"""Families of traffic that a device shows, by profile and stage."""
+_OUTAGE: Shown = {"DoS": ("DoS-UDP_Flood", "DoS-TCP_Flood", "DoS-SYN_Flood", "DoS-HTTP_Flood")}
+
+TRAFFIC: dict[str, dict[Stage, Shown]] = {
+    "scanner": {Stage.PROBED: _SCAN, Stage.ATTACKED: _PASSWORDS, Stage.COMPROMISED: _SCAN, Stage.IMPACT: _OUTAGE},
+    "botnet": {Stage.PROBED: _SCAN, Stage.ATTACKED: _PASSWORDS, Stage.COMPROMISED: _SCAN, Stage.IMPACT: _FLOOD},
+    "web_intruder": {Stage.PROBED: _SCAN, Stage.ATTACKED: _WEB, Stage.COMPROMISED: {**_SPOOF, **_HOLD}, Stage.IMPACT: {**_HOLD, **_OUTAGE}},
+    "brute_forcer": {Stage.PROBED: _SCAN, Stage.ATTACKED: _PASSWORDS, Stage.COMPROMISED: _HOLD, Stage.IMPACT: {**_HOLD, **_OUTAGE}},
+    "spoofer": {Stage.PROBED: _QUIET_SCAN, Stage.ATTACKED: _SPOOF, Stage.COMPROMISED: _SPOOF, Stage.IMPACT: {**_SPOOF, **_HOLD}},
+    "stealth_apt": {Stage.PROBED: _QUIET_SCAN, Stage.ATTACKED: {**_WEB, **_PASSWORDS}, Stage.COMPROMISED: {**_SPOOF, **_HOLD}, Stage.IMPACT: _HOLD},
+    "worm": {Stage.PROBED: _SCAN, Stage.ATTACKED: {**_WEB, **_PASSWORDS}, Stage.COMPROMISED: _SCAN, Stage.IMPACT: _FLOOD},
+}
+"""CICIoT2023 labels that a device shows, by profile and stage; of what shows at ATTACKED, the family decides which weakness counts."""
+
+PROFILES = tuple(TRAFFIC)
+"""Names of the attackers; `AttackersConfig` holds the numbers of each."""
+
+DIFFICULTY = {"easy": (0.7, 1.3, 0.0), "normal": (1.0, 1.0, 1.0), "hard": (1.3, 0.7, 1.5)}
+"""By name: factors on the chances to probe, engage, compromise and reach impact; on the visible share of steps (1 - stealth); on evasion."""
 
 PROFILE = np.dtype(
     [
-        *((name, np.float64) for name in AttackerConfig.model_fields if name not in ("breadth", "dormancy")),
-        ("breadth", np.int64),
-        ("dormancy", np.int64),
-        ("family", np.int64),
+        *((name, np.float64) for name in AttackerConfig.model_fields if name not in ("breadth", "spread", "dormancy", "insider")),
+        ("breadth", np.int64), ("spread", np.int64), ("dormancy", np.int64), ("insider", np.bool_),
     ]
-)
-"""One attacker's numbers; `family` is the technique whose weakness decides a compromise."""
+)  # fmt: skip
+"""One attacker's numbers."""
 
 
-def profile_table(config: AttackersConfig) -> NDArray[np.void]:
-    """(profiles,) records of the configured attackers."""
-    table = np.zeros(len(config.profiles), PROFILE)
-    for row, name in enumerate(config.profiles):
+def cast(config: AttackersConfig, side: str) -> tuple[str, ...]:
+    """Profiles that come on a side: `train`, `held_out`, or `all` of both."""
+    return tuple({"train": config.train, "held_out": config.held_out, "all": [*config.train, *config.held_out]}[side])
+
+
+def profile_table(config: AttackersConfig, side: str) -> NDArray[np.void]:
+    """(profiles,) records of the attackers on a side, at the configured difficulty."""
+    speed, visible, evasion = DIFFICULTY[config.difficulty]
+    names = cast(config, side)
+    table = np.zeros(len(names), PROFILE)
+    for row, name in zip(table, names, strict=True):
         settings: AttackerConfig = getattr(config, name)
         for field in AttackerConfig.model_fields:
-            table[row][field] = getattr(settings, field)
-        table[row]["family"] = FAMILIES.index(TRAFFIC[name][Stage.ATTACKED][0])
+            row[field] = getattr(settings, field)
+        for field in ("probe", "engage", "compromise", "impact"):
+            row[field] = min(1.0, row[field] * speed)
+        row["stealth"] = max(0.0, 1.0 - (1.0 - row["stealth"]) * visible)
+        row["evasion"] = min(1.0, row["evasion"] * evasion)
     return table
 
 
-def emission_table(config: AttackersConfig, class_family: NDArray[np.int64], ranges: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def emission_table(
+    config: AttackersConfig, side: str, names: tuple[str, ...], family: NDArray[np.int64], ranges: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Classes of the bank that each profile shows at each stage.
+
+    A bank whose captures name only the family stands in for each of its labels; a stage none of whose labels are in the bank
+    shows other classes of the same families. On side `train`, `held_out_techniques` are left out.
 
     Args:
         config: who attacks.
-        class_family: (C,) family of each class of the bank.
-        ranges: (C, 2) windows of each class in the split that is played.
+        side: `train`, `held_out` or `all`.
+        names: (C,) classes of the bank.
+        family: (C,) family of each.
+        ranges: (C, 2) windows of each in the split that is played.
 
     Returns:
         (profiles, 5, C) class indices, the first `count` valid; (profiles, 5) counts. Row `CLEAN` is empty.
@@ -79,15 +119,21 @@ def emission_table(config: AttackersConfig, class_family: NDArray[np.int64], ran
     Raises:
         UserError: when the bank holds no window of any family that a stage shows.
     """
-    held = ranges[:, 1] > ranges[:, 0]
-    classes = np.zeros((len(config.profiles), len(Stage), len(class_family)), np.int64)
-    counts = np.zeros((len(config.profiles), len(Stage)), np.int64)
-    for row, name in enumerate(config.profiles):
-        for stage, families in TRAFFIC[name].items():
-            fits = np.flatnonzero(held & np.isin(class_family, [FAMILIES.index(family) for family in families]))
+    cast_names = cast(config, side)
+    barred = np.isin(names, config.held_out_techniques if side == "train" else [])
+    held = (ranges[:, 1] > ranges[:, 0]) & ~barred
+    classes = np.zeros((len(cast_names), len(Stage), len(names)), np.int64)
+    counts = np.zeros((len(cast_names), len(Stage)), np.int64)
+    for row, attacker in enumerate(cast_names):
+        for stage, shown in TRAFFIC[attacker].items():
+            of_family = np.isin(family, [FAMILIES.index(one) for one in shown])
+            labels = [label for group in shown.values() for label in group]
+            fits = np.flatnonzero(held & of_family & np.isin(names, [*labels, *shown]))
             if len(fits) == 0:
-                wanted = f"{' or '.join(families)} windows, which attacker '{name}' shows when a device is {stage.name}"
-                raise UserError(f"the trace bank holds no {wanted}; use a bank that has them")
+                fits = np.flatnonzero(held & of_family)
+            if len(fits) == 0:
+                wanted = f"{' or '.join(shown)} windows, which attacker '{attacker}' shows when a device is {stage.name}"
+                raise UserError(f"the trace bank holds no {wanted}; use a bank that has them, or bar fewer attackers.held_out_techniques")
             classes[row, stage, : len(fits)] = fits
             counts[row, stage] = len(fits)
     return classes, counts

@@ -1,24 +1,29 @@
 """The rules of the world, compiled, batch first, and free of side effects beyond their arguments.
 
-State is two record arrays with a leading environment axis: `sites` (E,) and `devices` (E, D); each field of them is a
-structure-of-arrays view (`devices["stage"]` is (E, D)). `World` gathers what does not change in an episode. Every random
-number is a hash of (the episode's key, step, device, purpose), so it depends neither on the batch nor on the order of
-evaluation: environment i of a batch equals a single environment with the same key.
+State has a leading environment axis: two record arrays, `sites` (E,) and `devices` (E, D), each field of which is a
+structure-of-arrays view (`devices["stage"]` is (E, D)), and `trails` (E, D, L), the windows received of late. `World` gathers
+what does not change in an episode. Every random number is a hash of (the episode's key, step, device, purpose), so it depends
+neither on the batch nor on the order of evaluation: environment i of a batch equals a single environment with the same key.
 
-One step is `transition` (orders, attacker), `emit` (traffic shown), `reward_terms` (losses of the step, counted while
-controls are in force), `ended`, and, after the clocks, `observe`.
+One step of an environment is `transition` (orders, attacker), `emit` (traffic shown), `sense` (readings that arrive),
+`reward_terms` (losses of the step, counted while controls are in force), `ended`, `tick` (clocks) and `observe`. Each works on
+one row of the arrays; `step` runs them all for every row.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from envs.attackers import Stage
+
+# Nothing here allocates or keeps an array, so counting references to them is left out: it was more than half of a step.
+_COMPILED: dict[str, Any] = {"cache": True, "_nrt": False}
+_INNER: dict[str, Any] = {**_COMPILED, "forceinline": True}
 
 
 class Order(IntEnum):
@@ -46,8 +51,8 @@ TERMS = ("service", "damage", "action", "cleanup", "safety")
 
 SITE = np.dtype(
     [
-        ("key", np.uint64), ("step", np.int64), ("profile", np.int64), ("start", np.int64), ("patience", np.float64),
-        ("dormant", np.int64), ("overrun", np.int64), ("budget", np.int64), ("end", np.int64),
+        ("key", np.uint64), ("step", np.int64), ("profile", np.int64), ("start", np.int64), ("entry", np.int64), ("patience", np.float64),
+        ("caution", np.float64), ("dormant", np.int64), ("overrun", np.int64), ("budget", np.int64), ("end", np.int64),
         # What the episode's summary is made of; none of it is observed.
         ("service", np.float64), ("damage", np.float64), ("action", np.float64), ("cleanup", np.float64), ("safety", np.float64),
         ("healthy", np.float64), ("orders", np.int64), ("compromises", np.int64), ("dwell", np.int64),
@@ -55,21 +60,22 @@ SITE = np.dtype(
         ("rate_limit", np.int64), ("block", np.int64), ("isolate", np.int64), ("restore", np.int64), ("release", np.int64),
     ]
 )  # fmt: skip
-"""One environment. `start` is -1 in an attack-free episode."""
+"""One environment. `start` is -1 in an attack-free episode; `entry` is the device to which the attacker turns first."""
 
 DEVICE = np.dtype(
     [
-        ("stage", np.int64), ("technique", np.int64), ("window", np.int64), ("calm", np.int64), ("hostile", np.int64),
-        ("rate_limit", np.int64), ("block", np.int64), ("isolate", np.int64), ("restore", np.int64),
-        ("pending", np.int64), ("delay", np.int64), ("evaded", np.bool_), ("patched", np.bool_), ("shown", np.bool_),
-        ("attack_shown", np.bool_), ("silent", np.bool_),
-        ("risk", np.float32), ("uncertainty", np.float32), ("anomaly", np.float32),
-    ]
+        ("lost", np.float64), ("stage", np.int32), ("technique", np.int32),
+        ("calm_class", np.int32), ("window", np.int32), ("calm", np.int32), ("hostile", np.int32),
+        ("rate_limit", np.int32), ("block", np.int32), ("isolate", np.int32), ("restore", np.int32), ("pending", np.int32), ("delay", np.int32),
+        ("weakness", np.float32), ("risk", np.float32), ("uncertainty", np.float32), ("anomaly", np.float32),
+        ("known", np.bool_), ("evaded", np.bool_), ("patched", np.bool_), ("shown", np.bool_), ("attack_shown", np.bool_),
+    ],
+    align=True,
 )  # fmt: skip
-"""One device: attack stage and class shown; window shown and the two cursors; remaining steps of each control; order on its way;
-whether the block was got round, the hole is closed, the isolation of this foothold was noticed, the window shown is an attack's,
-the device was cut off in the step that ended;
-running means of the sensors."""
+"""One device: legitimate traffic lost so far, in steps' worth; attack stage and class shown; the benign class that is its own; window shown
+and the two cursors; remaining steps of each control; order on its way; this episode's factor on its weaknesses; running means of the
+sensors; whether the attacker has scouted it, the block was got round, the hole is closed, the isolation of this foothold was noticed,
+the window shown is an attack's."""
 
 CONTROL = np.dtype(
     [("cost", np.float64), ("delay", np.int64), ("ttl", np.int64), ("service_loss", np.float64), ("slows", np.float64), ("contains", np.float64)]
@@ -78,18 +84,43 @@ CONTROL = np.dtype(
 
 RULES = np.dtype(
     [
-        ("horizon", np.int64), ("overrun_share", np.float64), ("overrun_steps", np.int64), ("mask_protected", np.bool_), ("budget", np.int64),
+        ("horizon", np.int64), ("overrun_share", np.float64), ("overrun_steps", np.int64),
+        ("mask_protected", np.bool_), ("joint", np.bool_), ("budget", np.int64),
         ("smoothing", np.float32), ("patch_factor", np.float64), ("attack_free", np.float64), ("start_first", np.int64), ("start_last", np.int64),
-        *((name, np.float64) for name in TERMS),
+        ("variation", np.float64), ("slowest", np.int64), ("features", np.int64), ("history", np.int64),
+        ("telemetry_delay", np.int64), ("sensor_dropout", np.float64), ("detector_drift", np.float64), *((name, np.float64) for name in TERMS),
     ]
 )  # fmt: skip
-"""Rules and reward weights."""
+"""Rules and reward weights; `slowest` is the longest restore time, `features` how many columns of a window's table are features, the rest being readings."""
 
 FOOTHOLD_DAMAGE = 0.25
 """Damage of a foothold, as a share of impact's."""
 
+SCRIPTED = -1
+"""The move of an attacker who follows its profile; others are `Move` + 3 x device, or 0 to lie low."""
+
+FADING = 0.9
+"""Share of the attacker's caution that is left after a step."""
+
+NOTHING = -1
+"""In a trail: nothing was received."""
+
+
+class Move(IntEnum):
+    """What an attacker who is an agent can do in a step; index `move + 3 x device` but for LIE_LOW."""
+
+    LIE_LOW = 0
+    ADVANCE = 1
+    ROTATE = 2
+    WITHDRAW = 3
+
+
 # Purposes of random numbers.
-_START, _FREE, _PROFILE, _CALM, _CALM_CLASS, _HOSTILE, _TECHNIQUE, _ADVANCE, _STOP, _ROTATE, _ABANDON, _STEALTH, _DORMANT, _PROBE, _TARGET = range(15)
+(
+    _START, _FREE, _PROFILE, _CALM, _CALM_CLASS, _HOSTILE, _TECHNIQUE, _ADVANCE, _STOP, _ROTATE, _ABANDON, _STEALTH, _DORMANT, _PROBE, _TARGET, _ENTRY,
+    _VARIATION,
+    _ADAPT, _EVADE, _DROPOUT, _DRIFT, _ADAPTED,
+) = range(22)  # fmt: skip
 
 
 class World(NamedTuple):
@@ -113,25 +144,29 @@ class World(NamedTuple):
     """(D,)"""
     zone: NDArray[np.int64]
     """(D,)"""
-    reach: NDArray[np.bool_]
-    """(1 + Z, Z)"""
+    reach: NDArray[np.int64]
+    """(1 + Z,) zones reached, as bits: from the internet, then from a foothold in each zone"""
+    traits: NDArray[np.float32]
+    """(D, 4) what the defender knows of each device: criticality, restore time, protected, patchable"""
     emissions: NDArray[np.int64]
     """(P, 5, C) classes shown"""
     emission_counts: NDArray[np.int64]
     """(P, 5)"""
+    class_family: NDArray[np.int64]
+    """(C,)"""
     calm_classes: NDArray[np.int64]
     """(n,) benign classes"""
     ranges: NDArray[np.int64]
     """(C, 2)"""
+    quiet: NDArray[np.int32]
+    """(W,) the windows of each range, least suspicious first"""
     successor: NDArray[np.int32]
     """(W,)"""
-    features: NDArray[np.float32]
-    """(W, F)"""
-    sensors: NDArray[np.float32]
-    """(W, S)"""
+    table: NDArray[np.float32]
+    """(W, F + S) features, then readings"""
 
 
-@njit(cache=True, inline="always")
+@njit(**_INNER)
 def uniform(key, step, device, purpose):
     """A number in [0, 1): SplitMix64's finaliser (Steele et al. 2014) over the four arguments."""
     x = key ^ (np.uint64(step + 1) * np.uint64(0x9E3779B97F4A7C15))
@@ -144,37 +179,60 @@ def uniform(key, step, device, purpose):
     return float(x >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@njit(cache=True)
+@njit(**_INNER)
 def _pick(u, low, high):
     """An integer in [low, high) from a number in [0, 1)."""
     return low + min(int(u * (high - low)), high - low - 1)
 
 
-@njit(cache=True)
-def begin(world, sites, devices, which, keys):
+@njit(**_COMPILED)
+def begin(world, sites, devices, trails, which, keys):
     """Draw the episodes that `keys` name, for the environments `which`, whose records were set to zero before."""
     rules = world.rules[0]
+    D = devices.shape[1]
     for i in range(len(which)):
         e = which[i]
         key = keys[i]
         site = sites[e]
         site.key = key
         site.profile = _pick(uniform(key, 0, -1, _PROFILE), 0, len(world.profiles))
+        profile = world.profiles[site.profile]
         free = uniform(key, 0, -1, _FREE) < rules.attack_free
         site.start = -1 if free else _pick(uniform(key, 0, -1, _START), rules.start_first, rules.start_last + 1)
-        site.patience = world.profiles[site.profile].patience
+        site.entry = _entry(world, D, uniform(key, 0, -1, _ENTRY), profile.insider)
+        site.patience = profile.patience
         site.budget = rules.budget
         site.first_foothold = -1
         site.first_response = -1
-        for d in range(devices.shape[1]):
+        trails[e] = NOTHING
+        for d in range(D):
             device = devices[e, d]
+            device.weakness = 1.0 + rules.variation * (2.0 * uniform(key, 0, d, _VARIATION) - 1.0)
             chosen = world.calm_classes[_pick(uniform(key, -1, d, _CALM_CLASS), 0, len(world.calm_classes))]
             device.technique = -1
+            device.hostile = -1
+            device.calm_class = chosen
             device.calm = _pick(uniform(key, -1, d, _CALM), world.ranges[chosen, 0], world.ranges[chosen, 1])
             device.window = device.calm
+            trails[e, d, 0] = device.window
 
 
-@njit(cache=True)
+@njit(**_INNER)
+def _entry(world, D, u, insider):
+    """The device to which the attacker turns first: any for an insider, else one that the internet reaches."""
+    count = 0
+    for d in range(D):
+        count += insider or (world.reach[0] >> world.zone[d]) & 1
+    chosen = _pick(u, 0, count)
+    for d in range(D):
+        if insider or (world.reach[0] >> world.zone[d]) & 1:
+            if chosen == 0:
+                return d
+            chosen -= 1
+    return 0
+
+
+@njit(**_INNER)
 def valid(site, device, spared, order):
     """Whether an order would change something; `spared` devices are never cut off. Reads only what the defender knows."""
     if order == Order.MONITOR or device.restore > 0 or device.pending != 0 or site.budget <= 0:
@@ -190,17 +248,25 @@ def valid(site, device, spared, order):
     return order == Order.RESTORE
 
 
-@njit(cache=True)
-def _notice(world, site, setback):
-    """The attacker loses patience and may fall silent."""
-    profile = world.profiles[site.profile]
-    site.patience -= setback
-    if profile.dormancy > 0:
+@njit(**_INNER)
+def _setback(world, site, cost):
+    """The attacker loses patience, and goes on more slowly and better hidden for a while."""
+    caution = world.profiles[site.profile].caution
+    site.patience -= cost
+    site.caution += caution * (1.0 - site.caution)
+
+
+@njit(**_INNER)
+def _notice(world, site, cost):
+    """A setback that shows the attacker that it was seen: it may fall silent."""
+    _setback(world, site, cost)
+    dormancy = world.profiles[site.profile].dormancy
+    if dormancy > 0:
         u = uniform(site.key, site.step, -1, _DORMANT)
-        site.dormant = max(site.dormant, 1 + int(-np.log(1.0 - u) * profile.dormancy))
+        site.dormant = max(site.dormant, 1 + int(-np.log(1.0 - u) * dormancy))
 
 
-@njit(cache=True)
+@njit(**_INNER)
 def _take_effect(world, site, device, d, order):
     """An order comes into force."""
     foothold = device.stage >= Stage.COMPROMISED
@@ -228,81 +294,103 @@ def _take_effect(world, site, device, d, order):
                 _notice(world, site, 4.0)
 
 
-@njit(cache=True)
-def _obey(world, site, devices, e, orders):
+@njit(**_INNER)
+def _count(site, order):
+    site.orders += 1
+    if order == Order.RATE_LIMIT:
+        site.rate_limit += 1
+    elif order == Order.BLOCK:
+        site.block += 1
+    elif order == Order.ISOLATE:
+        site.isolate += 1
+    elif order == Order.RESTORE:
+        site.restore += 1
+    else:
+        site.release += 1
+
+
+@njit(**_INNER)
+def _obey(world, site, devices, action):
     """Orders that are due take effect; new ones are paid for, and wait out their delay."""
-    spare = world.rules[0].mask_protected
-    for d in range(devices.shape[1]):
-        device = devices[e, d]
+    rules = world.rules[0]
+    addressed = np.int64(-1)
+    kind = np.int64(0)
+    if not rules.joint and action[0] > 0:
+        addressed = (action[0] - 1) // 5
+        kind = 1 + (action[0] - 1) % 5
+    for d in range(len(devices)):
+        device = devices[d]
         if device.pending != 0:
             device.delay -= 1
             if device.delay <= 0:
                 order = device.pending
                 device.pending = 0
                 _take_effect(world, site, device, d, order)
-        order = orders[e, d]
-        if order != Order.MONITOR and valid(site, device, spare and world.protected[d], order):
+        if rules.joint:
+            kind = action[d]
+        elif d != addressed:
+            continue
+        if kind != Order.MONITOR and valid(site, device, rules.mask_protected and world.protected[d], kind):
+            control = world.controls[kind]
             site.budget -= 1
-            site.orders += 1
-            site.action += world.controls[order].cost
-            if order == Order.RATE_LIMIT:
-                site.rate_limit += 1
-            elif order == Order.BLOCK:
-                site.block += 1
-            elif order == Order.ISOLATE:
-                site.isolate += 1
-            elif order == Order.RESTORE:
-                site.restore += 1
+            site.action += control.cost
+            _count(site, kind)
+            if control.delay == 0:
+                _take_effect(world, site, device, d, kind)
             else:
-                site.release += 1
-            if world.controls[order].delay == 0:
-                _take_effect(world, site, device, d, order)
-            else:
-                device.pending = order
-                device.delay = world.controls[order].delay
+                device.pending = kind
+                device.delay = control.delay
 
 
-@njit(cache=True)
-def _turn(world, site, device, d, stage):
+@njit(**_INNER)
+def _turn(world, site, device, d, stage, purpose):
     """A device enters `stage`, and shows one of the classes that the attacker shows there."""
     device.stage = stage
+    device.known = device.known or stage >= Stage.ATTACKED
     count = world.emission_counts[site.profile, stage]
     if count == 0:
         device.technique = -1
         return
-    chosen = world.emissions[site.profile, stage, _pick(uniform(site.key, site.step, d, _TECHNIQUE), 0, count)]
+    chosen = world.emissions[site.profile, stage, _pick(uniform(site.key, site.step, d, purpose), 0, count)]
     if chosen != device.technique:
         device.technique = chosen
         device.hostile = -1
 
 
-@njit(cache=True)
+@njit(**_INNER)
+def _down(device):
+    return device.isolate > 0 or device.restore > 0
+
+
+@njit(**_INNER)
 def _attempt(world, site, device, d):
-    """The attacker works on a device that was probed or is under attack."""
+    """The attacker works on a device that was probed or is under attack; a stopped attempt changes source, technique or target."""
     profile = world.profiles[site.profile]
     key, step = site.key, site.step
     if device.stage == Stage.PROBED:
         chance = profile.engage
     else:
-        weakness = world.weakness[d, profile.family] * (world.rules[0].patch_factor if device.patched else 1.0)
-        chance = profile.compromise * weakness
+        weakness = min(1.0, world.weakness[d, world.class_family[device.technique]] * device.weakness)
+        chance = profile.compromise * weakness * (world.rules[0].patch_factor if device.patched else 1.0)
     stop = 0.0
     if device.rate_limit > 0:
         stop = world.controls[Order.RATE_LIMIT].slows
     holds = device.block > 0 and not device.evaded
     if holds:
         stop = 1.0 - (1.0 - stop) * (1.0 - world.controls[Order.BLOCK].slows)
-    if device.isolate > 0 or device.restore > 0:
+    if _down(device):
         stop = 1.0
-    if uniform(key, step, d, _STOP) < stop:
+    if stop > 0.0 and uniform(key, step, d, _STOP) < stop:
         if device.stage == Stage.ATTACKED:
-            site.patience -= 0.5
+            _setback(world, site, 0.5)
         if holds and uniform(key, step, d, _ROTATE) < profile.rotate:
             device.evaded = True
         elif uniform(key, step, d, _ABANDON) < profile.abandon:
-            _turn(world, site, device, d, Stage.CLEAN)
-    elif uniform(key, step, d, _ADVANCE) < chance:
-        _turn(world, site, device, d, device.stage + 1)
+            _turn(world, site, device, d, Stage.CLEAN, _TECHNIQUE)
+        elif device.stage == Stage.ATTACKED and uniform(key, step, d, _ADAPT) < profile.adapt:
+            _turn(world, site, device, d, Stage.ATTACKED, _ADAPTED)
+    elif uniform(key, step, d, _ADVANCE) < chance * (1.0 - site.caution):
+        _turn(world, site, device, d, device.stage + 1, _TECHNIQUE)
         if device.stage == Stage.COMPROMISED:
             device.shown = False
             site.compromises += 1
@@ -310,98 +398,181 @@ def _attempt(world, site, device, d):
                 site.first_foothold = step
 
 
-@njit(cache=True)
-def _attack(world, site, devices, e):
+@njit(**_INNER)
+def _press(world, site, device, d):
+    """From a foothold to impact."""
+    stop = world.controls[Order.RATE_LIMIT].slows if device.rate_limit > 0 else 0.0
+    if uniform(site.key, site.step, d, _ADVANCE) < world.profiles[site.profile].impact * (1.0 - stop) * (1.0 - site.caution):
+        _turn(world, site, device, d, Stage.IMPACT, _TECHNIQUE)
+
+
+@njit(**_INNER)
+def _open(world, site, device, d, reached):
+    """The attacker turns to a device, if it can reach it; what it has scouted before it attacks at once."""
+    if device.stage == Stage.CLEAN and not _down(device) and (reached >> world.zone[d]) & 1:
+        _turn(world, site, device, d, Stage.ATTACKED if device.known else Stage.PROBED, _TECHNIQUE)
+
+
+@njit(**_INNER)
+def _obeyed(world, site, devices, move, reached, hands):
+    """One move of an attacker who is an agent."""
+    d = (move - 1) // 3
+    kind = 1 + (move - 1) % 3
+    device = devices[d]
+    if kind == Move.ADVANCE:
+        if device.stage == Stage.CLEAN:
+            if hands > 0:
+                _open(world, site, device, d, reached)
+        elif device.stage == Stage.COMPROMISED and not _down(device):
+            _press(world, site, device, d)
+    elif kind == Move.ROTATE:
+        if device.block > 0 and not device.evaded and uniform(site.key, site.step, d, _ROTATE) < 0.5:
+            device.evaded = True
+    elif device.stage == Stage.IMPACT:
+        _turn(world, site, device, d, Stage.COMPROMISED, _TECHNIQUE)
+    elif device.stage == Stage.PROBED or device.stage == Stage.ATTACKED:
+        _turn(world, site, device, d, Stage.CLEAN, _TECHNIQUE)
+
+
+@njit(**_INNER)
+def _attack(world, site, devices, move):
     """The attacker moves on every device, then turns to new ones."""
     profile = world.profiles[site.profile]
-    D = devices.shape[1]
+    D = len(devices)
     key, step = site.key, site.step
     if site.start < 0 or step < site.start:
         return
+    site.caution *= FADING
+    if move == Move.LIE_LOW:
+        site.dormant = 1
+    elif move > 0:
+        site.dormant = 0  # who is an agent decides for itself when to hide
+    if site.dormant > 0:
+        if move == SCRIPTED:
+            site.dormant -= 1
+        for d in range(D):  # whoever hides stops the flood, and keeps the foothold
+            if devices[d].stage == Stage.IMPACT:
+                _turn(world, site, devices[d], d, Stage.COMPROMISED, _TECHNIQUE)
+        return
     footholds = 0
     busy = 0
-    if site.dormant > 0:
-        site.dormant -= 1
-        for d in range(D):  # whoever hides stops the flood, and keeps the foothold
-            if devices[e, d].stage == Stage.IMPACT:
-                _turn(world, site, devices[e, d], d, Stage.COMPROMISED)
-        return
+    reached = world.reach[0]
+    if profile.insider:
+        reached |= np.int64(1) << world.zone[site.entry]
     for d in range(D):
-        device = devices[e, d]
-        if device.stage == Stage.PROBED or device.stage == Stage.ATTACKED:
+        device = devices[d]
+        stage = device.stage
+        if stage == Stage.CLEAN:
+            continue
+        if stage == Stage.PROBED or stage == Stage.ATTACKED:
             _attempt(world, site, device, d)
-        elif device.stage == Stage.COMPROMISED and device.isolate == 0 and device.restore == 0:
-            stop = world.controls[Order.RATE_LIMIT].slows if device.rate_limit > 0 else 0.0
-            if uniform(key, step, d, _ADVANCE) < profile.impact * (1.0 - stop):
-                _turn(world, site, device, d, Stage.IMPACT)
-        footholds += device.stage >= Stage.COMPROMISED and device.isolate == 0 and device.restore == 0
+        elif stage == Stage.COMPROMISED and move == SCRIPTED and not _down(device):
+            _press(world, site, device, d)
+        if device.stage >= Stage.COMPROMISED and not _down(device):
+            footholds += 1
+            reached |= world.reach[1 + world.zone[d]]
         busy += device.stage == Stage.PROBED or device.stage == Stage.ATTACKED
     if site.patience <= 0.0:
         return
-    for hand in range(profile.breadth + footholds - busy):
-        if uniform(key, step, hand, _PROBE) >= profile.probe:
+    hands = profile.breadth + profile.spread * footholds - busy
+    if move != SCRIPTED:
+        _obeyed(world, site, devices, move, reached, hands)
+        return
+    for hand in range(hands):
+        if uniform(key, step, hand, _PROBE) < profile.probe * (1.0 - site.caution):
+            first = footholds == 0 and not devices[site.entry].known and hand == 0
+            d = site.entry if first else _pick(uniform(key, step, hand, _TARGET), 0, D)
+            _open(world, site, devices[d], d, reached)
+
+
+@njit(**_INNER)
+def transition(world, site, devices, action, move):
+    """Orders, then the attacker.
+
+    `action` holds the addressed order (1,), 0 = none, 1 + 5 x device + kind - 1, or in joint mode a kind a device (D,); an order that
+    changes nothing is passed over. `move` is `SCRIPTED` or a `Move`.
+    """
+    _obey(world, site, devices, action)
+    _attack(world, site, devices, move)
+
+
+@njit(**_INNER)
+def emit(world, site, devices, trail):
+    """Choose the window that each device shows, and note in `trail` (D, L) which of them are received."""
+    rules = world.rules[0]
+    profile = world.profiles[site.profile]
+    key, step = site.key, site.step
+    slot = (step + 1) % trail.shape[1]
+    hidden = site.dormant > 0
+    for d in range(len(devices)):
+        device = devices[d]
+        following = world.successor[device.calm]
+        if following < 0:
+            low, high = world.ranges[device.calm_class]
+            following = np.int32(_pick(uniform(key, step, d, _CALM), low, high))
+        device.calm = following
+        device.window = following
+        device.attack_shown = False
+        if device.technique >= 0 and not hidden:
+            visible = (1.0 - profile.stealth * (0.5 if device.stage == Stage.IMPACT else 1.0)) * (1.0 - site.caution)
+            if uniform(key, step, d, _STEALTH) < visible:
+                following = world.successor[device.hostile] if device.hostile >= 0 else np.int32(-1)
+                evades = profile.evasion > 0.0 and uniform(key, step, d, _EVADE) < profile.evasion
+                if following < 0 or evades:
+                    low, high = world.ranges[device.technique]
+                    if evades:
+                        high = low + max(1, int(np.ceil((high - low) * (1.0 - profile.evasion))))
+                    following = world.quiet[_pick(uniform(key, step, d, _HOSTILE), low, high)]
+                device.hostile = following
+                device.window = following
+                device.attack_shown = True
+        heard = not _down(device) and (rules.sensor_dropout == 0.0 or uniform(key, step, d, _DROPOUT) >= rules.sensor_dropout)
+        trail[d, slot] = device.window if heard else NOTHING
+
+
+@njit(**_INNER)
+def _drifted(rules, site, d, column, columns, reading):
+    """A reading of a detector that is off by now: families fade to evenly spread, the others go towards alarm on some devices, towards calm on the rest.
+
+    `column` counts the `columns` readings alone; the last three are risk, uncertainty and anomaly.
+    """
+    share = rules.detector_drift * site.step / rules.horizon
+    alarm = 1.0 if uniform(site.key, 0, d, _DRIFT) < 0.5 else 0.0
+    target = 1.0 / (columns - 3) if column < columns - 3 else alarm
+    return np.float32(reading + share * (target - reading))
+
+
+@njit(**_INNER)
+def sense(world, site, devices, trail):
+    """Keep the running means of what the sensors say, from the windows that arrive in this step."""
+    rules = world.rules[0]
+    due = site.step + 1 - rules.telemetry_delay
+    if due < 0:
+        return
+    slot = due % trail.shape[1]
+    decay = rules.smoothing
+    table = world.table
+    S = table.shape[1] - rules.features
+    column = table.shape[1] - 3
+    for d in range(len(devices)):
+        window = trail[d, slot]
+        if window < 0:
             continue
-        d = _pick(uniform(key, step, hand, _TARGET), 0, D)
-        device = devices[e, d]
-        if device.stage != Stage.CLEAN or device.isolate > 0 or device.restore > 0:
-            continue
-        reached = world.reach[0, world.zone[d]]
-        for other in range(D):
-            held = devices[e, other]
-            if held.stage >= Stage.COMPROMISED and held.isolate == 0 and held.restore == 0:
-                reached = reached or world.reach[1 + world.zone[other], world.zone[d]]
-        if reached:
-            _turn(world, site, device, d, Stage.PROBED)
+        device = devices[d]
+        risk, uncertainty, anomaly = table[window, column], table[window, column + 1], table[window, column + 2]
+        if rules.detector_drift > 0.0:
+            risk = _drifted(rules, site, d, S - 3, S, risk)
+            uncertainty = _drifted(rules, site, d, S - 2, S, uncertainty)
+            anomaly = _drifted(rules, site, d, S - 1, S, anomaly)
+        device.risk = decay * device.risk + (np.float32(1.0) - decay) * risk
+        device.uncertainty = decay * device.uncertainty + (np.float32(1.0) - decay) * uncertainty
+        device.anomaly = decay * device.anomaly + (np.float32(1.0) - decay) * anomaly
 
 
-@njit(cache=True)
-def transition(world, sites, devices, orders):
-    """Orders, then the attacker. `orders` is (E, D) of `Order`; one that changes nothing is passed over."""
-    for e in range(len(sites)):
-        _obey(world, sites[e], devices, e, orders)
-        _attack(world, sites[e], devices, e)
-
-
-@njit(cache=True)
-def _follow(world, cursor, key, step, d, purpose, chosen):
-    """The window after `cursor` in its capture, or a random one of class `chosen` where there is none."""
-    if cursor >= 0 and world.successor[cursor] >= 0:
-        return np.int64(world.successor[cursor])
-    return _pick(uniform(key, step, d, purpose), world.ranges[chosen, 0], world.ranges[chosen, 1])
-
-
-@njit(cache=True)
-def emit(world, sites, devices):
-    """Choose the window that each device shows, and keep the running means of what the sensors say of it."""
-    decay = world.rules[0].smoothing
-    risk_at = world.sensors.shape[1] - 3
-    for e in range(len(sites)):
-        site = sites[e]
-        for d in range(devices.shape[1]):
-            device = devices[e, d]
-            chosen = world.calm_classes[_pick(uniform(site.key, site.step, d, _CALM_CLASS), 0, len(world.calm_classes))]
-            device.calm = _follow(world, device.calm, site.key, site.step, d, _CALM, chosen)
-            device.window = device.calm
-            device.attack_shown = False
-            if device.technique >= 0 and site.dormant == 0:
-                stealth = world.profiles[site.profile].stealth * (0.5 if device.stage == Stage.IMPACT else 1.0)
-                if uniform(site.key, site.step, d, _STEALTH) >= stealth:
-                    device.hostile = _follow(world, device.hostile, site.key, site.step, d, _HOSTILE, device.technique)
-                    device.window = device.hostile
-                    device.attack_shown = True
-            # Kept, since the controls' clocks run on before the defender looks: what was cut off in this step has shown nothing.
-            device.silent = device.isolate > 0 or device.restore > 0
-            if not device.silent:
-                reading = world.sensors[device.window]
-                device.risk = decay * device.risk + (1 - decay) * reading[risk_at]
-                device.uncertainty = decay * device.uncertainty + (1 - decay) * reading[risk_at + 1]
-                device.anomaly = decay * device.anomaly + (1 - decay) * reading[risk_at + 2]
-
-
-@njit(cache=True)
+@njit(**_INNER)
 def service_loss(controls, device):
     """Share of a device's legitimate traffic that its controls cost."""
-    if device.isolate > 0 or device.restore > 0:
+    if _down(device):
         return 1.0
     kept = 1.0
     if device.rate_limit > 0:
@@ -411,11 +582,9 @@ def service_loss(controls, device):
     return 1.0 - kept
 
 
-@njit(cache=True)
+@njit(**_INNER)
 def _harm(controls, device):
-    """Damage that a device does this step, before criticality."""
-    if device.stage < Stage.COMPROMISED or device.isolate > 0 or device.restore > 0:
-        return 0.0
+    """Damage that a device with a foothold, not cut off, does this step, before criticality."""
     if device.stage == Stage.COMPROMISED:
         return FOOTHOLD_DAMAGE
     kept = 1.0
@@ -426,155 +595,221 @@ def _harm(controls, device):
     return kept
 
 
-@njit(cache=True)
-def reward_terms(world, sites, devices, terms):
-    """Write the losses of this step, (E, 5) by `TERMS`, unweighted. `transition` left the orders' costs in the site's sums."""
-    controls = world.controls
-    for e in range(len(sites)):
-        site = sites[e]
-        service = 0.0
-        damage = 0.0
-        safety = 0.0
-        for d in range(devices.shape[1]):
-            device = devices[e, d]
-            down = device.isolate > 0 or device.restore > 0
-            loss = service_loss(controls, device)
-            service += world.criticality[d] * loss
-            damage += world.criticality[d] * _harm(controls, device)
+@njit(**_INNER)
+def reward_terms(world, site, devices, terms):
+    """Write service, damage and safety losses of this step into `terms` (5,), by `TERMS`, unweighted."""
+    service = 0.0
+    damage = 0.0
+    safety = 0.0
+    healthy = 0.0
+    for d in range(len(devices)):
+        device = devices[d]
+        criticality = world.criticality[d]
+        foothold = device.stage >= Stage.COMPROMISED
+        loss = 0.0
+        if device.rate_limit + device.block + device.isolate + device.restore > 0:
+            loss = service_loss(world.controls, device)
+            device.lost += loss
+            service += criticality * loss
             safety += world.protected[d] and device.isolate > 0
-            foothold = device.stage >= Stage.COMPROMISED
-            if not foothold:
-                site.healthy += world.criticality[d] * (1.0 - loss)
-            site.dwell += foothold and not down
-            site.false_isolation += down and device.stage == Stage.CLEAN
-        terms[e, 0] = service
-        terms[e, 1] = damage
-        terms[e, 4] = safety
-        site.service += service
-        site.damage += damage
-        site.safety += safety
+            site.false_isolation += _down(device) and device.stage == Stage.CLEAN
+        if foothold:
+            if not _down(device):
+                damage += criticality * _harm(world.controls, device)
+                site.dwell += 1
+        else:
+            healthy += criticality * (1.0 - loss)
+    terms[0] = service
+    terms[1] = damage
+    terms[4] = safety
+    site.healthy += healthy
+    site.service += service
+    site.damage += damage
+    site.safety += safety
 
 
-@njit(cache=True)
-def ended(world, sites, devices, terms):
-    """Decide whether the episode ends; an overrun charges the damage of the steps that it cuts off."""
+@njit(**_INNER)
+def ended(world, site, devices, terms):
+    """Count the step, and decide whether the episode ends; an overrun charges the damage of the steps that it cuts off."""
     rules = world.rules[0]
-    for e in range(len(sites)):
-        site = sites[e]
-        lost = 0.0
-        footholds = 0
-        for d in range(devices.shape[1]):
-            device = devices[e, d]
-            if device.stage == Stage.IMPACT and device.isolate == 0 and device.restore == 0:
+    lost = 0.0
+    footholds = 0
+    for d in range(len(devices)):
+        device = devices[d]
+        if device.stage >= Stage.COMPROMISED:
+            footholds += 1
+            if device.stage == Stage.IMPACT and not _down(device):
                 lost += world.criticality[d]
-            footholds += device.stage >= Stage.COMPROMISED
-        site.overrun = site.overrun + 1 if lost >= rules.overrun_share else 0
-        site.step += 1
-        if site.overrun >= rules.overrun_steps:
-            site.end = End.OVERRUN
-            rest = terms[e, 1] * (rules.horizon - site.step)
-            terms[e, 1] += rest
-            site.damage += rest
-        elif site.start >= 0 and site.step > site.start and site.patience <= 0.0 and footholds == 0:
-            site.end = End.EVICTED
-        elif site.step >= rules.horizon:
-            site.end = End.HORIZON
+    site.overrun = site.overrun + 1 if lost >= rules.overrun_share else 0
+    site.step += 1
+    if site.overrun >= rules.overrun_steps:
+        site.end = End.OVERRUN
+        rest = terms[1] * (rules.horizon - site.step)
+        terms[1] += rest
+        site.damage += rest
+    elif site.start >= 0 and site.step > site.start and site.patience <= 0.0 and footholds == 0:
+        site.end = End.EVICTED
+    elif site.step >= rules.horizon:
+        site.end = End.HORIZON
 
 
-@njit(cache=True)
-def tick(world, sites, devices):
+@njit(**_INNER)
+def tick(world, devices):
     """Clocks of controls run down; a restore that is done leaves the device clean, and patched if it can be."""
+    for d in range(len(devices)):
+        device = devices[d]
+        if device.rate_limit + device.block + device.isolate + device.restore == 0:
+            continue
+        device.rate_limit = max(0, device.rate_limit - 1)
+        device.isolate = max(0, device.isolate - 1)
+        if device.block > 0:
+            device.block -= 1
+            if device.block == 0:
+                device.evaded = False
+        if device.restore > 0:
+            device.restore -= 1
+            if device.restore == 0:
+                device.stage = Stage.CLEAN
+                device.technique = -1
+                device.hostile = -1
+                device.patched = world.patchable[d]
+                device.risk = 0.0  # what was seen before the re-imaging says nothing about the device now
+                device.uncertainty = 0.0
+                device.anomaly = 0.0
+
+
+@njit(**_INNER)
+def _advance(world, site, devices, trail, action, move, terms):
+    """The first half of a step: what happens, and what it shows. The orders' costs are what the site's sums grow by."""
+    terms[2] = -site.action
+    terms[3] = -site.cleanup
+    transition(world, site, devices, action, move)
+    terms[2] += site.action
+    terms[3] += site.cleanup
+    emit(world, site, devices, trail)
+
+
+@njit(**_INNER)
+def _settle(world, site, devices, trail, terms):
+    """The second half: what the sensors say of it and what it costs. Returns the reward."""
+    rules = world.rules[0]
+    sense(world, site, devices, trail)
+    reward_terms(world, site, devices, terms)
+    ended(world, site, devices, terms)
+    tick(world, devices)
+    return -(rules.service * terms[0] + rules.damage * terms[1] + rules.action * terms[2] + rules.cleanup * terms[3] + rules.safety * terms[4])
+
+
+@njit(**_COMPILED)
+def step(world, sites, devices, trails, actions, moves, terms, rewards, out):
+    """One step of every environment: losses to `terms` (E, 5), weighted rewards to `rewards` (E,), what the defender sees to `out` (E, size).
+
+    `actions` is (E, 1) or, in joint mode, (E, D); `moves` (E,); see `transition`.
+    """
+    for e in range(len(sites)):
+        _advance(world, sites[e], devices[e], trails[e], actions[e], moves[e], terms[e])
+        rewards[e] = _settle(world, sites[e], devices[e], trails[e], terms[e])
+        _look(world, sites[e], devices[e], trails[e], out[e])
+
+
+@njit(**_COMPILED)
+def advance(world, sites, devices, trails, actions, moves, terms):
+    """The first half of `step`, for sensors that must read the windows shown before it goes on."""
+    for e in range(len(sites)):
+        _advance(world, sites[e], devices[e], trails[e], actions[e], moves[e], terms[e])
+
+
+@njit(**_COMPILED)
+def settle(world, sites, devices, trails, terms, rewards, out):
+    """The second half of `step`."""
+    for e in range(len(sites)):
+        rewards[e] = _settle(world, sites[e], devices[e], trails[e], terms[e])
+        _look(world, sites[e], devices[e], trails[e], out[e])
+
+
+@njit(**_INNER)
+def _write(rules, table, site, d, window, features, sensors):
+    """Write a window's features and readings, or zeros where nothing was received."""
+    F, S = len(features), len(sensors)
+    if window < 0:
+        features[:] = 0.0
+        sensors[:] = 0.0
+        return
+    row = table[window]
+    for i in range(F):
+        features[i] = row[i]
+    for i in range(S):
+        sensors[i] = row[F + i]
+    if rules.detector_drift > 0.0:
+        for i in range(S):
+            sensors[i] = _drifted(rules, site, d, i, S, sensors[i])
+
+
+@njit(**_INNER)
+def _look(world, site, devices, trail, out):
+    """What the defender sees of one environment, in the layout of `envs.world.Layout`: one part after the other, device by device."""
+    rules = world.rules[0]
+    table, controls, traits, protected = world.table, world.controls, world.traits, world.protected  # each mention of a field of `world` costs
+    D = len(devices)
+    F = rules.features
+    S = table.shape[1] - F
+    L = trail.shape[1]
+    older = rules.history - 1
+    now = site.step - rules.telemetry_delay
+    sensors, past = D * F, D * (F + S)
+    trend = past + D * older * (F + S)
+    held = trend + 3 * D
+    service = held + 5 * D
+    silent = service + D
+    may = silent + D
+    known = may + 5 * D
+    limit, block = 1.0 / controls[Order.RATE_LIMIT].ttl, 1.0 / controls[Order.BLOCK].ttl
+    isolate, restore = 1.0 / controls[Order.ISOLATE].ttl, 1.0 / rules.slowest
+    for d in range(D):
+        device = devices[d]
+        window = trail[d, now % L] if now >= 0 else np.int32(NOTHING)
+        _write(rules, table, site, d, window, out[d * F : d * F + F], out[sensors + d * S : sensors + d * S + S])
+        for back in range(older):
+            before = trail[d, (now - back - 1) % L] if now > back else np.int32(NOTHING)
+            at = past + (d * older + back) * (F + S)
+            _write(rules, table, site, d, before, out[at : at + F], out[at + F : at + F + S])
+        out[trend + 3 * d] = device.risk
+        out[trend + 3 * d + 1] = device.uncertainty
+        out[trend + 3 * d + 2] = device.anomaly
+        at = held + 5 * d
+        out[at] = device.rate_limit * limit
+        out[at + 1] = device.block * block
+        out[at + 2] = device.isolate * isolate
+        out[at + 3] = device.restore * restore
+        out[at + 4] = device.pending != 0
+        out[service + d] = 1.0 - service_loss(controls, device)
+        out[silent + d] = window < 0
+        spared = rules.mask_protected and protected[d]
+        at = may + 5 * d
+        for order in range(1, 6):
+            out[at + order - 1] = valid(site, device, spared, order)
+        at = known + 5 * d
+        for i in range(4):
+            out[at + i] = traits[d, i]
+        out[at + 4] = device.patched
+    out[known + 5 * D] = 1.0 - site.step / rules.horizon
+    out[known + 5 * D + 1] = site.budget / rules.budget
+
+
+@njit(**_COMPILED)
+def observe(world, sites, devices, trails, which, out):
+    """Write what the defenders of the environments `which` see into those rows of `out` (E, size)."""
+    for i in range(len(which)):
+        e = which[i]
+        _look(world, sites[e], devices[e], trails[e], out[e])
+
+
+@njit(**_COMPILED)
+def masks(world, sites, devices, out):
+    """Write which orders would change something, (E, D, 5) by Order less 1."""
+    rules = world.rules[0]
     for e in range(len(sites)):
         for d in range(devices.shape[1]):
-            device = devices[e, d]
-            device.rate_limit = max(0, device.rate_limit - 1)
-            device.isolate = max(0, device.isolate - 1)
-            if device.block > 0:
-                device.block -= 1
-                if device.block == 0:
-                    device.evaded = False
-            if device.restore > 0:
-                device.restore -= 1
-                if device.restore == 0:
-                    device.stage = Stage.CLEAN
-                    device.technique = -1
-                    device.hostile = -1
-                    device.patched = world.patchable[d]
-                    device.risk = 0.0  # what was seen before the re-imaging says nothing about the device now
-                    device.uncertainty = 0.0
-                    device.anomaly = 0.0
-
-
-@njit(cache=True)
-def step(world, sites, devices, orders, terms, rewards):
-    """One step of every environment; losses to `terms` (E, 5), weighted rewards to `rewards` (E,)."""
-    rules = world.rules[0]
-    for e in range(len(sites)):  # the orders' costs of this step are what the sums grow by
-        terms[e, 2] = -sites[e].action
-        terms[e, 3] = -sites[e].cleanup
-    transition(world, sites, devices, orders)
-    for e in range(len(sites)):
-        terms[e, 2] += sites[e].action
-        terms[e, 3] += sites[e].cleanup
-    emit(world, sites, devices)
-    reward_terms(world, sites, devices, terms)
-    ended(world, sites, devices, terms)
-    tick(world, sites, devices)
-    for e in range(len(sites)):
-        rewards[e] = -(
-            rules.service * terms[e, 0] + rules.damage * terms[e, 1] + rules.action * terms[e, 2] + rules.cleanup * terms[e, 3] + rules.safety * terms[e, 4]
-        )
-
-
-@njit(cache=True)
-def observe(world, sites, devices, out):
-    """Write what the defender sees, (E, D x K + 2), in the layout of `envs.world.Layout`."""
-    rules = world.rules[0]
-    F = world.features.shape[1]
-    S = world.sensors.shape[1]
-    controls = world.controls
-    spare = rules.mask_protected
-    most = world.criticality.max()
-    slowest = world.restore_time.max()
-    for e in range(len(sites)):
-        site = sites[e]
-        i = 0
-        for d in range(devices.shape[1]):
-            device = devices[e, d]
-            silent = device.silent
-            for f in range(F):
-                out[e, i + f] = 0.0 if silent else world.features[device.window, f]
-            i += F
-            for s in range(S):
-                out[e, i + s] = 0.0 if silent else world.sensors[device.window, s]
-            i += S
-            out[e, i] = device.risk
-            out[e, i + 1] = device.uncertainty
-            out[e, i + 2] = device.anomaly
-            out[e, i + 3] = device.rate_limit / controls[Order.RATE_LIMIT].ttl
-            out[e, i + 4] = device.block / world.controls[Order.BLOCK].ttl
-            out[e, i + 5] = device.isolate / world.controls[Order.ISOLATE].ttl
-            out[e, i + 6] = device.restore / slowest
-            out[e, i + 7] = device.pending != 0
-            out[e, i + 8] = 1.0 - service_loss(controls, device)
-            out[e, i + 9] = silent
+            spared = rules.mask_protected and world.protected[d]
             for order in range(1, 6):
-                out[e, i + 9 + order] = valid(site, device, spare and world.protected[d], order)
-            out[e, i + 15] = world.criticality[d] / most
-            out[e, i + 16] = world.restore_time[d] / slowest
-            out[e, i + 17] = world.protected[d]
-            out[e, i + 18] = world.patchable[d]
-            out[e, i + 19] = device.patched
-            i += 20
-        out[e, i] = 1.0 - site.step / rules.horizon
-        out[e, i + 1] = site.budget / rules.budget
-
-
-@njit(cache=True)
-def decode(actions, orders):
-    """Addressed orders (E,), 0 = none, 1 + 5 x device + kind - 1, into `orders` (E, D)."""
-    for e in range(len(actions)):
-        for d in range(orders.shape[1]):
-            orders[e, d] = 0
-        if actions[e] > 0:
-            orders[e, (actions[e] - 1) // 5] = 1 + (actions[e] - 1) % 5
+                out[e, d, order - 1] = valid(sites[e], devices[e, d], spared, order)

@@ -15,6 +15,7 @@ from envs.world import Simulation, open_bank, settle
 from src.config import Config
 from src.data.bank import TraceBank
 from src.errors import UserError
+from src.predictor.interface import Sensor
 
 
 class IoTEnv(gym.Env):
@@ -93,16 +94,18 @@ class IoTEnv(gym.Env):
         bank: TraceBank | Path | str | None = None,
         split: str = "agent",
         config: Config | None = None,
+        sensor: Sensor | None = None,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
         """Build the world. Nothing is drawn before `reset`.
 
         Args:
-            scenario: `solo`, `home` or `clinic`; the configuration's where left out.
+            scenario: `solo`, `home`, `clinic`, `factory`, `campus`, or the path of a `.yml` file; the configuration's where left out.
             bank: traffic with sensor readings, or its folder; the bundled synthetic-profile bank where left out.
             split: side of the bank that is played: `calibrate`, `agent` or `test`.
             config: the whole configuration; the sections `env`, `attackers` and `reward` are read.
+            sensor: what reads the windows where `env.sensors` is `live` (the contract is in `src/predictor/interface.py`).
             render_mode: None or `ansi`.
             settings: keys of the `env` section, to replace the configuration's.
 
@@ -113,10 +116,9 @@ class IoTEnv(gym.Env):
             raise UserError(f"unknown render_mode '{render_mode}': allowed: None, {', '.join(self.metadata['render_modes'])}")
         self.render_mode = render_mode
         chosen = settle(config, scenario, settings)
-        self.simulation = Simulation(chosen, open_bank(bank), split, 1)
+        self.simulation = Simulation(chosen, open_bank(bank), split, 1, sensor)
         self.action_space = self.simulation.action_space()
         self.observation_space = self.simulation.observation_space()
-        self._flat = np.zeros((1, self.simulation.layout.size), np.float32)
         self._running = False
 
     @property
@@ -128,12 +130,13 @@ class IoTEnv(gym.Env):
         """Start an episode. The same seed gives the same episode under the same actions."""
         super().reset(seed=seed)
         key = self.np_random.integers(0, 2**63, dtype=np.uint64)
-        self.simulation.begin(np.zeros(1, np.int64), np.array([key], np.uint64))
+        flat = np.empty((1, self.simulation.layout.size), np.float32)
+        self.simulation.begin(np.zeros(1, np.int64), np.array([key], np.uint64), flat)
         self._running = True
         info = self.simulation.describe()
         if self.simulation.config.env.expose_truth:
             info["truth"] = self.simulation.truth(0)
-        return self._observation(), info
+        return self._present(flat), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Give an order, and let one decision interval pass.
@@ -148,12 +151,12 @@ class IoTEnv(gym.Env):
             orders = np.asarray(action)
             if orders.shape != (sim.layout.devices,) or not np.issubdtype(orders.dtype, np.integer) or orders.min() < 0 or orders.max() > 5:
                 raise UserError(f"action {action!r} is not in {self.action_space}")
-            sim.step(orders[None])
+            flat = sim.step(orders[None].astype(np.int64))
         else:
             number = int(action) if np.ndim(action) == 0 and np.issubdtype(np.asarray(action).dtype, np.integer) else -1
             if not 0 <= number < self.action_space.n:  # type: ignore[union-attr]
                 raise UserError(f"action {action!r} is not in {self.action_space}")
-            sim.step(np.array([number]))
+            flat = sim.step(np.array([number]))
         end = int(sim.sites[0]["end"])
         terminated, truncated = end in (End.OVERRUN, End.EVICTED), end == End.HORIZON
         self._running = not (terminated or truncated)
@@ -161,13 +164,14 @@ class IoTEnv(gym.Env):
         if end:
             info["end"] = End(end).name.lower()
             info["summary"] = sim.summary(0)
+            info["delivered"] = sim.delivered(0)
         if sim.config.env.expose_truth:
             info["truth"] = sim.truth(0)
-        return self._observation(), float(sim.rewards[0]), terminated, truncated, info
+        return self._present(flat), float(sim.rewards[0]), terminated, truncated, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Actions that would change something (MONITOR always counts), flat; from what the defender knows alone."""
-        return self.simulation.masks(self._flat)[0]
+        return self.simulation.masks()[0]
 
     def render(self) -> str | None:
         """The network as text: a line a device (`ansi`)."""
@@ -182,8 +186,5 @@ class IoTEnv(gym.Env):
             lines.append(f"{name:>14}  risk {device['risk']:.2f}  anomaly {device['anomaly']:.2f}  {', '.join(held) or '-'}{truth}")
         return "\n".join(lines)
 
-    def _observation(self) -> Any:
-        self._flat = self.simulation.observe()
-        if self.simulation.config.env.flatten:
-            return self._flat[0].copy()
-        return self.simulation.layout.named(self._flat[0])
+    def _present(self, flat: NDArray[np.float32]) -> Any:
+        return flat[0] if self.simulation.config.env.flatten else self.simulation.layout.named(flat[0])

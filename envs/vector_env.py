@@ -17,6 +17,7 @@ from envs.world import Simulation, open_bank, settle
 from src.config import Config
 from src.data.bank import TraceBank
 from src.errors import UserError
+from src.predictor.interface import Sensor
 
 
 class IoTVectorEnv(VectorEnv):
@@ -37,6 +38,7 @@ class IoTVectorEnv(VectorEnv):
         bank: TraceBank | Path | str | None = None,
         split: str = "agent",
         config: Config | None = None,
+        sensor: Sensor | None = None,
         render_mode: str | None = None,
         **settings: Any,
     ) -> None:
@@ -47,14 +49,13 @@ class IoTVectorEnv(VectorEnv):
             raise UserError(f"num_envs must be at least 1, not {num_envs}")
         self.render_mode = None
         chosen = settle(config, scenario, settings)
-        self.simulation = Simulation(chosen, open_bank(bank), split, num_envs)
+        self.simulation = Simulation(chosen, open_bank(bank), split, num_envs, sensor)
         self.num_envs = num_envs
         self.single_action_space = self.simulation.action_space()
         self.single_observation_space = self.simulation.observation_space()
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._generators: list[np.random.Generator] = []
-        self._flat = np.zeros((num_envs, self.simulation.layout.size), np.float32)
 
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode everywhere. `seed` s seeds environment i with s + i, as gymnasium's vector environments do."""
@@ -70,9 +71,9 @@ class IoTVectorEnv(VectorEnv):
                 self._generators.append(np.random.Generator(np.random.PCG64(one)))
             elif one is not None:
                 self._generators[i] = np.random.Generator(np.random.PCG64(one))
-        self._begin(np.arange(self.num_envs))
-        self._flat = self.simulation.observe()
-        return self._present(self._flat), {name: np.full(self.num_envs, value) for name, value in self.simulation.describe().items()}
+        flat = np.empty((self.num_envs, self.simulation.layout.size), np.float32)
+        self._begin(np.arange(self.num_envs), flat)
+        return self._present(flat), {name: np.full(self.num_envs, value) for name, value in self.simulation.describe().items()}
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Act in every environment: (E,) or, in joint mode, (E, D)."""
@@ -85,28 +86,26 @@ class IoTVectorEnv(VectorEnv):
         top = 5 if sim.joint else self.single_action_space.n - 1  # type: ignore[union-attr]
         if actions.min() < 0 or actions.max() > top:
             raise UserError(f"actions must lie in 0 .. {top}, not {actions.min()} .. {actions.max()}")
-        sim.step(actions.astype(np.int64, copy=False))
+        flat = sim.step(actions.astype(np.int64, copy=False))
         end = sim.sites["end"].copy()
         rewards = sim.rewards.copy()
         info: dict[str, Any] = {"reward_terms": {name: sim.terms[:, i].copy() for i, name in enumerate(TERMS)}}
         over = end != End.RUNNING
         if over.any():
             which = np.flatnonzero(over)
-            last = sim.observe()
-            last[~over] = 0.0
-            summaries = [sim.summary(int(e)) for e in which]
-            columns = {name: np.zeros(self.num_envs) for name in summaries[0]}
-            for e, summary in zip(which, summaries, strict=True):
-                for name, value in summary.items():
-                    columns[name][e] = value
+            last = np.zeros_like(flat)
+            last[which] = flat[which]
+            columns = {}
+            for name, column in sim.summaries(which).items():
+                columns[name] = np.zeros(self.num_envs)
+                columns[name][which] = column
             info |= {"final_obs": self._present(last), "_final_obs": over, "final_info": {"summary": columns, "end": end}, "_final_info": over}
-            self._begin(which)
-        self._flat = sim.observe()
-        return self._present(self._flat), rewards, (end == End.OVERRUN) | (end == End.EVICTED), end == End.HORIZON, info
+            self._begin(which, flat)
+        return self._present(flat), rewards, (end == End.OVERRUN) | (end == End.EVICTED), end == End.HORIZON, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """(E, actions) as `IoTEnv.action_masks`."""
-        return self.simulation.masks(self._flat)
+        return self.simulation.masks()
 
     def snapshot(self) -> dict[str, Any]:
         """Everything that the coming steps depend on: raw bytes of the state arrays, and the generators as JSON."""
@@ -114,6 +113,7 @@ class IoTVectorEnv(VectorEnv):
         return {
             "sites": sim.sites.view(np.uint8).copy(),
             "devices": sim.devices.reshape(-1).view(np.uint8).copy(),
+            "trails": sim.trails.copy(),
             "generators": json.dumps([generator.bit_generator.state for generator in self._generators]),
         }
 
@@ -125,21 +125,20 @@ class IoTVectorEnv(VectorEnv):
         """
         sim = self.simulation
         states = json.loads(saved["generators"])
-        if len(states) != self.num_envs or saved["sites"].size != sim.sites.nbytes or saved["devices"].size != sim.devices.nbytes:
+        sizes = (saved["sites"].size, saved["devices"].size, saved["trails"].shape)
+        if len(states) != self.num_envs or sizes != (sim.sites.nbytes, sim.devices.nbytes, sim.trails.shape):
             raise UserError("the snapshot is of another batch of environments, or of another version; start anew")
         sim.sites[:] = saved["sites"].view(sim.sites.dtype)
         sim.devices[:] = saved["devices"].view(sim.devices.dtype).reshape(sim.devices.shape)
+        sim.trails[:] = saved["trails"]
         self._generators = [np.random.Generator(np.random.PCG64()) for _ in states]
         for generator, state in zip(self._generators, states, strict=True):
             generator.bit_generator.state = state
-        self._flat = sim.observe()
-        return self._present(self._flat)
+        return self._present(sim.observe())
 
-    def _begin(self, which: NDArray[np.int64]) -> None:
+    def _begin(self, which: NDArray[np.int64], flat: NDArray[np.float32]) -> None:
         keys = np.array([self._generators[i].integers(0, 2**63, dtype=np.uint64) for i in which], np.uint64)
-        self.simulation.begin(which, keys)
+        self.simulation.begin(which, keys, flat)
 
     def _present(self, flat: NDArray[np.float32]) -> Any:
-        if self.simulation.config.env.flatten:
-            return flat.copy()
-        return self.simulation.layout.named(flat)
+        return flat if self.simulation.config.env.flatten else self.simulation.layout.named(flat)

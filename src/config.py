@@ -209,8 +209,12 @@ class ControlsConfig(Section):
 class EnvConfig(Section):
     """The simulated network and its rules."""
 
-    scenario: Literal["solo", "home", "clinic"] = "clinic"
-    """Which network."""
+    scenario: str = Field(default="clinic", min_length=1)
+    """Which network: solo, home, clinic, factory or campus (1, 6, 12, 40, 105 devices), or the path of one's own .yml file."""
+    attackers: Literal["train", "held_out", "all"] = "train"
+    """Which of the profiles in `attackers` come; on `train` their held-out techniques are left out."""
+    variation: Share = 0.3
+    """New networks each reset: every device's weaknesses are multiplied by a number drawn from 1 - variation to 1 + variation."""
     action_mode: Literal["discrete", "joint"] = "discrete"
     """One addressed order a step, or one order for every device."""
     flatten: bool = False
@@ -235,6 +239,16 @@ class EnvConfig(Section):
     """Orders that may take effect in an episode."""
     smoothing: float = Field(default=0.7, ge=0, lt=1)
     """Decay a step of the running means of risk, uncertainty and anomaly in the observation."""
+    history: int = Field(default=1, ge=1, le=64)
+    """Windows of each device in an observation: the current one and the history - 1 before it."""
+    telemetry_delay: int = Field(default=0, ge=0, le=64)
+    """Steps by which features and sensor readings arrive late."""
+    sensor_dropout: Share = 0.0
+    """Chance, a device and step, that nothing of it arrives."""
+    detector_drift: Share = 0.0
+    """Share by which sensors are off at the horizon, growing evenly: a device's readings drift towards alarm or towards calm, by chance."""
+    sensors: Literal["stored", "live"] = "stored"
+    """Readings from the trace bank, or computed by the model at every step (the same to 1e-5; slow)."""
     expose_truth: bool = False
     """Put the hidden state into `info`."""
     controls: ControlsConfig = ControlsConfig()
@@ -255,8 +269,10 @@ class AttackerConfig(Section):
 
     probe: Share
     """Of turning to a new device, for each free hand."""
-    breadth: int = Field(default=3, ge=1)
-    """Devices worked on at once before any foothold; each foothold adds one."""
+    breadth: int = Field(default=3, ge=1, le=64)
+    """Devices worked on at once before any foothold."""
+    spread: int = Field(default=1, ge=0, le=16)
+    """Devices more that are worked on for each foothold."""
     engage: Share
     """Of going from probing to attacking a device."""
     compromise: Share
@@ -264,30 +280,78 @@ class AttackerConfig(Section):
     impact: Share
     """Of going from a foothold to impact."""
     stealth: Share
-    """Share of steps in which a device under attack or held shows only its ordinary traffic."""
+    """Share of steps in which a device under attack or held shows only its ordinary traffic; half of it in impact."""
+    evasion: Share = 0.0
+    """How far it picks, among the windows of its class, those that the sensors find least suspicious: 0 takes them as they come."""
     rotate: Share
-    """Of getting round a block that holds, by moving to other sources."""
+    """Of getting round a block that holds, by moving to other sources, after a stopped attempt."""
+    adapt: Share = 0.0
+    """Of changing its technique after a stopped attempt."""
     abandon: Share
-    """Of turning away from a device on which an attempt was just stopped."""
+    """Of turning away from the device after a stopped attempt."""
+    caution: Share = 0.0
+    """How far a setback slows and hides it, fading by a tenth a step."""
     dormancy: int = Field(default=8, ge=0)
     """Mean number of quiet steps after a setback that shows the attacker that it was noticed; 0: it never hides."""
     patience: float = Field(default=20.0, gt=0)
     """Setbacks it takes: a stopped attempt to break in counts 0.5, an isolated foothold 1, a lost foothold 4."""
+    insider: bool = False
+    """Whether it starts inside: next to its entry device, which may stand in any zone."""
+
+
+Profile = Literal["scanner", "botnet", "web_intruder", "brute_forcer", "spoofer", "stealth_apt", "worm"]
 
 
 class AttackersConfig(Section):
-    """Who attacks."""
+    """Who attacks. Numbers are a judgement, tuned so that the environment's gates hold."""
 
-    profiles: list[Literal["botnet", "web_intruder"]] = Field(default=["botnet", "web_intruder"], min_length=1)
-    """Drawn with equal chance at each reset."""
+    train: list[Profile] = Field(default=["scanner", "botnet", "web_intruder", "brute_forcer", "spoofer"], min_length=1)
+    """Attackers of training, drawn with equal chance at each reset."""
+    held_out: list[Profile] = Field(default=["stealth_apt", "worm"], min_length=1)
+    """Attackers that only evaluation meets."""
+    held_out_techniques: list[str] = ["XSS", "DDoS-ACK_Fragmentation"]
+    """CICIoT2023 labels that only evaluation shows."""
+    difficulty: Literal["easy", "normal", "hard"] = "normal"
+    """Scales all profiles: slower and easier to see, as written, or faster, harder to see and more evasive."""
+    scanner: AttackerConfig = AttackerConfig(
+        probe=0.60, breadth=5, spread=0, engage=0.08, compromise=0.15, impact=0.05, stealth=0.3, rotate=0.05, abandon=0.40, dormancy=0, patience=20.0
+    )
+    """Noisy and shallow: scans widely, seldom breaks in."""
     botnet: AttackerConfig = AttackerConfig(
         probe=0.35, breadth=3, engage=0.30, compromise=0.30, impact=0.15, stealth=0.5, rotate=0.12, abandon=0.10, dormancy=0, patience=30.0
     )
     """Mirai-like: scans, forces passwords, infects, floods, spreads."""
     web_intruder: AttackerConfig = AttackerConfig(
-        probe=0.20, breadth=2, engage=0.20, compromise=0.22, impact=0.08, stealth=0.75, rotate=0.20, abandon=0.10, dormancy=8, patience=24.0
-    )
+        probe=0.20, breadth=2, engage=0.20, compromise=0.22, impact=0.08, stealth=0.75, evasion=0.2, rotate=0.20, adapt=0.2, abandon=0.10, caution=0.3,
+        dormancy=8, patience=24.0,
+    )  # fmt: skip
     """Scans, breaks in through web interfaces, spoofs inside, exfiltrates."""
+    brute_forcer: AttackerConfig = AttackerConfig(
+        probe=0.30, breadth=4, engage=0.40, compromise=0.20, impact=0.08, stealth=0.4, rotate=0.30, abandon=0.15, caution=0.1, dormancy=3, patience=26.0
+    )
+    """Forces passwords from many sources, then takes what it finds."""
+    spoofer: AttackerConfig = AttackerConfig(
+        probe=0.25, breadth=2, engage=0.25, compromise=0.20, impact=0.08, stealth=0.65, evasion=0.2, rotate=0.10, abandon=0.10, caution=0.3, dormancy=6,
+        patience=22.0, insider=True,
+    )  # fmt: skip
+    """Stands inside: poisons ARP and DNS, reads along, moves on."""
+    stealth_apt: AttackerConfig = AttackerConfig(
+        probe=0.12, breadth=1, engage=0.15, compromise=0.25, impact=0.06, stealth=0.85, evasion=0.5, rotate=0.30, adapt=0.4, abandon=0.05, caution=0.6,
+        dormancy=15, patience=30.0,
+    )  # fmt: skip
+    """Low and slow: few devices, little to see, silent for long when noticed."""
+    worm: AttackerConfig = AttackerConfig(
+        probe=0.40, breadth=2, spread=2, engage=0.45, compromise=0.28, impact=0.10, stealth=0.4, rotate=0.15, adapt=0.3, abandon=0.10, dormancy=0, patience=36.0
+    )
+    """Spreads by itself: every foothold works on two devices more."""
+
+    @model_validator(mode="after")
+    def _sides_are_apart(self) -> AttackersConfig:
+        both = [*self.train, *self.held_out]
+        if len(set(both)) != len(both):
+            twice = next(name for name in both if both.count(name) > 1)
+            raise ValueError(f"attacker '{twice}' stands twice in attackers.train and attackers.held_out; each belongs to one side, once")
+        return self
 
 
 class RewardConfig(Section):

@@ -54,7 +54,7 @@ def test_presets_are_valid(preset: str) -> None:
         ("rl: {learning_rate: .inf}", "rl.learning_rate"),
         ("data: {gap: 3}", "data.gap"),
         ("data: {fractions: {fit: 0.9}}", "must be 1"),
-        ("env: {scenario: hospital}", "'solo', 'home' or 'clinic'"),
+        ("env: {attackers: both}", "'train', 'held_out' or 'all'"),
         ("attackers: {botnet: {stealth: 2}}", "attackers.botnet.stealth"),
         ("[1, 2]", "sections"),
         ("a: [", "not valid YAML"),
