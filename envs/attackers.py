@@ -52,7 +52,7 @@ _FLOOD: Shown = {
 _OUTAGE: Shown = {"DoS": ("DoS-UDP_Flood", "DoS-TCP_Flood", "DoS-SYN_Flood", "DoS-HTTP_Flood")}
 
 TRAFFIC: dict[str, dict[Stage, Shown]] = {
-    "scanner": {Stage.PROBED: _SCAN, Stage.ATTACKED: _PASSWORDS, Stage.COMPROMISED: _SCAN, Stage.IMPACT: _OUTAGE},
+    "scanner": {Stage.PROBED: _SCAN, Stage.ATTACKED: _PASSWORDS, Stage.COMPROMISED: _SCAN, Stage.IMPACT: {**_SCAN, **_OUTAGE}},
     "botnet": {Stage.PROBED: _SCAN, Stage.ATTACKED: _PASSWORDS, Stage.COMPROMISED: _SCAN, Stage.IMPACT: _FLOOD},
     "web_intruder": {Stage.PROBED: _SCAN, Stage.ATTACKED: _WEB, Stage.COMPROMISED: {**_SPOOF, **_HOLD}, Stage.IMPACT: {**_HOLD, **_OUTAGE}},
     "brute_forcer": {Stage.PROBED: _SCAN, Stage.ATTACKED: _PASSWORDS, Stage.COMPROMISED: _HOLD, Stage.IMPACT: {**_HOLD, **_OUTAGE}},

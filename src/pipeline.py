@@ -22,6 +22,7 @@ from rich.console import Console
 
 from agents.benchmark import TEST_SEED, BenchmarkRunner, Comparison
 from agents.training import RLTrainer, identity, load_policy
+from envs.scenarios import load_scenario
 from src.artifacts import write_text
 from src.config import Config, describe, nearest
 from src.data.bank import TraceBank
@@ -277,6 +278,7 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     Raises:
         UserError: for data that cannot be read, or a folder or store that cannot be written.
     """
+    load_scenario(config.env.scenario)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a log file is as wide as the tables need
