@@ -21,11 +21,11 @@ from src.errors import UserError
 from src.pipeline import start
 from src.predictor.interface import SensorReading
 from src.training.sensors import build_bank
-from tests.test_main import TINY
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data"
 SITE = REAL / "ciciot39" / "iot_sentinel"
 needs_real = pytest.mark.skipif(not (REAL / "ciciot2023").exists() or not SITE.exists(), reason="the real captures (../shared/data) are not here")
+TINY = ["data.synthetic_rows_per_class=400", "lstm.training.epochs=1", "lstm.training.stride=10", "lstm.model.hidden_size=16", "compute.threads=1"]
 T = 10
 HOME = load_dataset(DataConfig(synthetic_rows_per_class=400), 0)
 SIZES = {"Cam": [12, 25, 9, 14, 10, 30, 11, 16], "Plug 2": [11, 13, 12], "Kettle": [40, 40, 9, 5, 1]}
@@ -178,7 +178,7 @@ def test_wrong_files_are_one_clear_line(tmp_path: Path, frame: pl.DataFrame, wor
 
 
 def test_wrong_folders_and_releases_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="data.benign_root '.*nowhere' is no folder"):
+    with pytest.raises(UserError, match=r"data\.benign_root '.*nowhere' is no folder"):
         with_benign_site(HOME, DataConfig(benign_root=tmp_path / "nowhere"))
     with pytest.raises(UserError, match=r"holds no \.csv file"):
         with_benign_site(HOME, DataConfig(benign_root=tmp_path))
@@ -248,7 +248,7 @@ def test_iot_sentinel_is_read_whole_but_for_what_repeats() -> None:
     captures = Counter(found.label.removeprefix("Benign:") for found in read_site(SITE, report))
     names = {path.stem: pl.read_csv(path, infer_schema=False)["pcap"].n_unique() for path in SITE.glob("*.csv")}
     fewer = {device: names[device] - captures[device] for device in names if names[device] != captures[device]}
-    assert fewer == {"D-LinkDayCam": 1, "D-LinkWaterSensor": 1}  # the two that SOURCES.md names
+    assert fewer == {"D-LinkDayCam": 1, "D-LinkWaterSensor": 1}
     assert report["rows read"] == 19_298 - 7 - 61
     assert report["rows incomplete"] == 0
 
