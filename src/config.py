@@ -55,6 +55,8 @@ class DataConfig(Section):
 
     root: Path | None = None
     """Folder of CICIoT2023 CSVs (either release); null draws rows from the embedded synthetic profile."""
+    benign_root: Path | None = None
+    """Folder of another site's benign captures (format: `src.data.site`) that replace the data set's own in the trace bank, not in training; null: none."""
     exclude_labels: list[str] = ["Mirai"]
     """Labels whose rows are dropped. `Mirai` names only rows of a mixed file that repeats the Mirai captures at family level."""
     max_rows_per_class: int | None = Field(default=None, ge=200)

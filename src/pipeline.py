@@ -27,6 +27,7 @@ from src.artifacts import write_text
 from src.config import Config, describe, nearest
 from src.data.bank import TraceBank
 from src.data.dataset import Dataset, load_dataset
+from src.data.site import with_benign_site
 from src.data.windows import gather, window_starts
 from src.errors import UserError
 from src.evaluation.figures import comparison_figure, learning_figure, timeline_figure
@@ -67,6 +68,8 @@ class Run:
     folder: Path
     """Of this run's results."""
     data: Dataset
+    traces: Dataset
+    """What fills the trace bank: `data`, with another site's benign traffic where one is named."""
     tracker: Tracker
     console: Console
     resume: bool
@@ -76,14 +79,19 @@ class Run:
 
     @property
     def sensor_folder(self) -> Path:
-        """Where the predictor and its bank lie."""
+        """Where the predictor and its banks lie."""
         parts = self.data.data_hash, self.config.data.window, self.config.lstm.model_dump(mode="json"), self.config.compute.seed
         return self.config.compute.artifacts / "sensors" / _digest(*parts)
 
     @property
+    def bank_folder(self) -> Path:
+        """Where the trace bank lies."""
+        return self.sensor_folder / ("bank" if self.traces is self.data else f"bank-{self.traces.data_hash[:12]}")
+
+    @property
     def agents_folder(self) -> Path:
         """Where the agents lie."""
-        return self.config.compute.artifacts / "agents" / _digest(self.sensor_folder.name, identity(self.config))
+        return self.config.compute.artifacts / "agents" / _digest(self.sensor_folder.name, self.bank_folder.name, identity(self.config))
 
     @property
     def source(self) -> str:
@@ -125,8 +133,8 @@ class Run:
     def _build_bank(self) -> TraceBank:
         sensor = EnhancedAttackPredictor.load(self.sensor_folder / "predictor")
         self.say("reading the held-back windows with the sensor, once")
-        bank = build_bank(self.data, sensor, sensor.scale)
-        bank.save(self.sensor_folder / "bank", {"data_hash": self.data.data_hash, "seed": self.config.compute.seed})
+        bank = build_bank(self.traces, sensor, sensor.scale)
+        bank.save(self.bank_folder, {"data_hash": self.traces.data_hash, "seed": self.config.compute.seed})
         return bank
 
     def _meta(self) -> dict[str, Any]:
@@ -146,9 +154,9 @@ class Run:
         """The trace bank of this data, with the sensor trained first if it is missing."""
         if not (self.sensor_folder / "predictor").exists():
             self.train_sensor()
-        elif not (self.sensor_folder / "bank").exists():
+        elif not self.bank_folder.exists():
             self._build_bank()
-        return TraceBank.load(self.sensor_folder / "bank")
+        return TraceBank.load(self.bank_folder)
 
     def seeds(self) -> range:
         """Seeds of the agents."""
@@ -283,6 +291,7 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     if not console.is_terminal:
         console = Console(width=120)  # a log file is as wide as the tables need
     data = load_dataset(config.data, config.compute.seed)
+    traces = with_benign_site(data, config.data)
     unknown = [name for name in config.env.features if name not in data.feature_names]
     if unknown:
         raise UserError(f"env.features: this data has no feature '{unknown[0]}': {nearest(unknown[0], data.feature_names)}")
@@ -290,11 +299,14 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     folder = config.compute.artifacts / "runs" / name
     former = _former(folder) if resume else None
     tags = {"phase": phase, "data_source": data.source, "data_hash": data.data_hash, "scenario": config.env.scenario, "algorithm": config.rl.algorithm}
+    tags["site"] = traces.site
     write_text(folder / "config.yml", describe(config))
     with tracking(config, name, tags, former) as tracker:
         write_text(folder / "run.json", json.dumps({"mlflow_run": tracker.run_id, "phase": phase}) + "\n")
         console.print(f"run [bold]{name}[/bold]  data: {data.source} ({sum(len(rows.label) for rows in data.splits.values()):,} rows)", highlight=False)
-        run = Run(config, folder, data, tracker, console, resume is not None)
+        if traces is not data:
+            console.print(f"traces   {traces.site}", highlight=False)
+        run = Run(config, folder, data, traces, tracker, console, resume is not None)
         with contextlib.suppress(FileNotFoundError):
             run.curves.update(json.loads((folder / "curves.json").read_text(encoding="utf-8")))
         yield run

@@ -1,8 +1,10 @@
 """Artifacts: whole or not at all, and refused when altered."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +104,66 @@ def test_bank_round_trips_memory_mapped_and_bundled(tmp_path: Path) -> None:
     np.testing.assert_array_equal(opened.sensors, bank.sensors)
     assert opened.class_names == bank.class_names
     assert opened.source == bank.source
+
+
+def with_rows(bank: TraceBank) -> TraceBank:
+    """Windows of three numbered rows, each overlapping the next by two."""
+    count = len(bank.label)
+    rows = np.arange(2.0 * (count + 2), dtype=np.float32).reshape(-1, 2)
+    return dataclasses.replace(bank, rows=rows, start=np.arange(count), row_names=("a", "b"), length=3)
+
+
+def test_raw_rows_travel_with_the_bank_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = make_bank(windows=30)
+    bank = with_rows(plain)
+    bank.save(tmp_path / "bank", {})
+    opened = TraceBank.load(tmp_path / "bank")
+    assert isinstance(opened.rows, np.memmap)
+    assert (opened.row_names, opened.length) == (("a", "b"), 3)
+    chosen = np.array([7, 0, 7])
+    windows = opened.raw_windows(chosen)
+    assert (windows.dtype, type(windows)) == (np.float32, np.ndarray)
+    np.testing.assert_array_equal(windows[:, :, 0], 2 * (chosen[:, None] + np.arange(3)))
+    (tmp_path / "bank" / "rows.npy").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"rows\.npy"):
+        TraceBank.load(tmp_path / "bank")
+    plain.save(tmp_path / "plain", {})
+    bank.bundle(tmp_path / "small.npz")
+    monkeypatch.setattr("src.data.bank.BUNDLED", tmp_path / "small.npz")
+    for without in (TraceBank.load(tmp_path / "plain"), TraceBank.bundled(), bank.with_sensors(bank.sensors)):
+        assert (without.rows, without.start, without.row_names, without.length) == (None, None, (), 0)
+        with pytest.raises(UserError, match="holds no raw rows"):
+            without.raw_windows(chosen)
+
+
+def test_a_bank_saved_before_there_were_rows_opens(tmp_path: Path) -> None:
+    bank = make_bank(windows=30)
+    with new_artifact(
+        tmp_path / "old", "trace-bank", {"bank": {key: value for key, value in bank._words().items() if key not in ("row_names", "length")}}
+    ) as target:
+        for name in ("features", "sensors", "successor", "label", "split"):
+            np.save(target / f"{name}.npy", getattr(bank, name))
+    assert TraceBank.load(tmp_path / "old").rows is None
+    assert TraceBank.bundled().rows is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"start": None}, "all or none"),
+        ({"rows": None}, "all or none"),
+        ({"row_names": ("a",)}, "'rows'"),
+        ({"length": 0}, "'rows'"),
+        ({"length": 4}, "'start'"),
+        ({"start": np.full(810, -1)}, "'start'"),
+        ({"start": np.zeros(809, dtype=np.int64)}, "'start'"),
+    ],
+)
+def test_raw_rows_that_do_not_fit_are_refused(change: dict[str, Any], words: str) -> None:
+    bank = with_rows(make_bank(windows=30))
+    assert len(bank.label) == 810
+    with pytest.raises(UserError, match=words):
+        dataclasses.replace(bank, **change)
 
 
 def test_bank_refuses_what_does_not_fit() -> None:

@@ -9,6 +9,7 @@ import torch
 from src.artifacts import open_artifact
 from src.config import Config, load_config
 from src.data.bank import SPLITS, TraceBank
+from src.data.dataset import load_dataset
 from src.errors import UserError
 from src.models.lstm_attack_predictor import KIND
 from src.models.predictor_interface import EnhancedAttackPredictor
@@ -17,6 +18,8 @@ from src.training.lstm_trainer import LSTMTrainer, TrainedSensor, confusion_figu
 from src.training.sensors import build_bank
 from tests.datasets import CLASSES, FEATURES, SIZES, make_dataset
 
+REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "ciciot2023"
+needs_real = pytest.mark.skipif(not REAL.exists(), reason="the real captures (../shared/data/ciciot2023) are not here")
 T = 6
 DATA = make_dataset()
 
@@ -186,6 +189,39 @@ def test_successors_start_where_their_window_ends_in_the_same_run() -> None:
         np.testing.assert_array_equal(segment[first[mine]], segment[first[built.successor[mine]]])
         per_run = max(SIZES[split] - 2 * T + 1, 0)  # windows of a run that another can follow
         assert len(mine) == per_run * 2 * len(CLASSES)
+
+
+def test_raw_rows_stand_once_and_are_what_the_sensor_read() -> None:
+    for built in (bank(), bank(cap=20)):
+        assert built.rows is not None
+        windows = built.raw_windows(np.arange(len(built.label)))
+        assert (windows.shape[1:], built.row_names, built.length) == ((T, 2), ("Std", "Rate"), T)
+        np.testing.assert_array_equal(Echo().read(windows).table(), built.sensors)
+    assert len(built.rows) == 3 * len(CLASSES) * (20 + T - 1)  # windows overlap, their rows are stored once
+    whole = bank().rows
+    assert whole is not None
+    assert len(whole) == sum(len(DATA.splits[split].label) for split in SPLITS)
+
+
+def test_a_trained_sensor_reads_the_bank_live_as_it_was_filled(run: tuple[TrainedSensor, Notes], tmp_path: Path) -> None:
+    sensor = run[0].sensor
+    build_bank(DATA, sensor, sensor.scale, batch_size=100).save(tmp_path / "bank", {})
+    opened = TraceBank.load(tmp_path / "bank")
+    everything = np.random.default_rng(0).permutation(len(opened.label))
+    for part in np.array_split(everything, 20):
+        np.testing.assert_allclose(sensor.read(opened.raw_windows(part)).table(), opened.sensors[part], atol=1e-5)
+
+
+@needs_real
+def test_real_windows_are_read_live_as_the_bank_was_filled(tmp_path: Path) -> None:
+    given = load_config(
+        overrides=[f"data.root={REAL}", "data.max_rows_per_class=1000", "lstm.model.hidden_size=16", "lstm.training.epochs=1", "compute.threads=1"], environ={}
+    )
+    data = load_dataset(given.data, 0)
+    sensor = LSTMTrainer(given, data).train(tmp_path / "lstm").sensor
+    built = build_bank(data, sensor, sensor.scale)
+    for part in np.array_split(np.arange(len(built.label)), 7):
+        np.testing.assert_allclose(sensor.read(built.raw_windows(part)).table(), built.sensors[part], atol=1e-5)
 
 
 def test_a_cap_keeps_the_first_windows_of_each_class() -> None:

@@ -24,6 +24,8 @@ FEATURE_BOUND = 5.0
 """Scaled features lie in [-FEATURE_BOUND, FEATURE_BOUND]."""
 
 _ARRAYS = ("features", "sensors", "successor", "label", "split")
+_RAW_ARRAYS = ("rows", "start")
+"""Arrays of a bank that was built with the rows behind its windows."""
 BUNDLED = Path(__file__).parent / "assets" / "bundled_bank.npz"
 
 
@@ -54,6 +56,14 @@ class TraceBank:
     """Which model made the readings."""
     assembled: tuple[str, ...]
     """Classes whose rows are not in capture order."""
+    rows: NDArray[np.float32] | None = None
+    """(R, F_raw) raw, unscaled rows: what the sensor read, each row once, since windows overlap; None in a bank without them."""
+    start: NDArray[np.int64] | None = None
+    """(W,) first row of each window in `rows`; None in a bank without them."""
+    row_names: tuple[str, ...] = ()
+    """Columns of `rows`, in the sensor's order."""
+    length: int = 0
+    """Rows in a window; 0 in a bank without them."""
 
     def __post_init__(self) -> None:
         """Check shapes, ranges and order.
@@ -77,12 +87,23 @@ class TraceBank:
             raise UserError(f"trace bank: features must be finite and within +-{FEATURE_BOUND:g}; build the bank again")
         if not (np.isfinite(self.sensors).all() and self.sensors.min() >= 0 and self.sensors.max() <= 1):
             raise UserError("trace bank: sensor readings must be finite and within [0, 1]; build the bank again")
+        self._check_rows(count)
         order = self.split.astype(np.int64) * len(self.class_names) + self.label
         if (np.diff(order) < 0).any():
             raise UserError("trace bank: windows must be sorted by split and label; build the bank again")
         linked = self.successor >= 0
         if (order[self.successor[linked]] != order[linked]).any():
             raise UserError("trace bank: a successor lies in another split or class; build the bank again")
+
+    def _check_rows(self, count: int) -> None:
+        if self.rows is None or self.start is None:
+            if not (self.rows is None and self.start is None and self.row_names == () and self.length == 0):
+                raise UserError("trace bank: 'rows', 'start', 'row_names' and 'length' go together, all or none; build the bank again")
+            return
+        if not (self.rows.dtype == np.float32 and self.rows.ndim == 2 and self.rows.shape[1] == len(self.row_names) and self.length > 0):
+            raise UserError("trace bank: array 'rows' has the wrong shape or type; build the bank again")
+        if not (self.start.shape == (count,) and self.start.min() >= 0 and self.start.max() + self.length <= len(self.rows)):
+            raise UserError("trace bank: array 'start' has the wrong shape or an index out of range; build the bank again")
 
     def ranges(self, split: str) -> NDArray[np.int64]:
         """(classes, 2): first and one-past-last window of each class in `split`; empty where the class has none."""
@@ -103,17 +124,30 @@ class TraceBank:
             raise UserError(f"the trace bank has no feature '{missing[0]}': it holds {', '.join(self.feature_names)}")
         return np.ascontiguousarray(self.features[:, [self.feature_names.index(name) for name in names]])
 
+    def raw_windows(self, index: NDArray[np.integer]) -> NDArray[np.float32]:
+        """(n, length, F_raw) the windows `index` (n,) as the sensor read them: reading these again gives `sensors[index]`.
+
+        Raises:
+            UserError: when the bank holds no rows.
+        """
+        if self.rows is None or self.start is None:
+            raise UserError("the trace bank holds no raw rows, which sensors need to read live: build it again from data (--phase lstm)")
+        return np.asarray(self.rows[self.start[index][:, None] + np.arange(self.length)])
+
     def with_sensors(self, sensors: NDArray[np.float32]) -> TraceBank:
-        """The same windows with other readings (noise controls, ablations)."""
-        return dataclasses.replace(self, sensors=np.ascontiguousarray(sensors, dtype=np.float32))
+        """The same windows with other readings (noise controls, ablations); without raw rows, since a sensor reading those would undo the change."""
+        return dataclasses.replace(self._without_rows(), sensors=np.ascontiguousarray(sensors, dtype=np.float32))
+
+    def _without_rows(self) -> TraceBank:
+        return dataclasses.replace(self, rows=None, start=None, row_names=(), length=0)
 
     def _words(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _ARRAYS}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in (*_ARRAYS, *_RAW_ARRAYS)}
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write the bank as an artifact folder of `.npy` files, atomically."""
         with new_artifact(folder, "trace-bank", {**meta, "bank": self._words()}) as target:
-            for name in _ARRAYS:
+            for name in _ARRAYS if self.rows is None else (*_ARRAYS, *_RAW_ARRAYS):
                 np.save(target / f"{name}.npy", np.ascontiguousarray(getattr(self, name)), allow_pickle=False)
 
     @classmethod
@@ -124,13 +158,14 @@ class TraceBank:
             UserError: when the folder is missing, is no bank, or was altered.
         """
         words = open_artifact(folder, "trace-bank")["bank"]
-        arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+        names = (*_ARRAYS, *_RAW_ARRAYS) if words.get("row_names") else _ARRAYS
+        arrays: dict[str, Any] = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
         fixed: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in words.items()}
         return cls(**arrays, **fixed)
 
     def bundle(self, path: Path = BUNDLED) -> None:
-        """Write the bank as one small compressed file, to ship with the code."""
-        words = {key: np.array(value) for key, value in self._words().items()}
+        """Write the bank as one small compressed file, to ship with the code; raw rows stay behind."""
+        words = {key: np.array(value) for key, value in self._without_rows()._words().items()}
         small = {name: getattr(self, name) for name in _ARRAYS}
         small |= {"features": self.features.astype(np.float16), "sensors": self.sensors.astype(np.float16)}
         np.savez_compressed(path, allow_pickle=False, **{**small, **words})

@@ -153,7 +153,7 @@ def _batches(source: _Source) -> Iterator[tuple[NDArray[np.float64], list[str | 
         raise UserError(f"'{source.path}': {str(error).splitlines()[0]}; every feature must be a number") from error
 
 
-class _Cleaner:
+class Cleaner:
     """Applies the policy to batches, and counts."""
 
     def __init__(self, features: tuple[str, ...], report: Counter[str]) -> None:
@@ -185,9 +185,7 @@ def _check_columns(source: _Source, seen: NDArray[np.bool_], rows: int) -> None:
         raise UserError(f"'{source.path}': column '{source.columns[int(np.argmin(seen))]}' has no value in any of {rows} rows")
 
 
-def _read_capture(
-    source: _Source, clean: _Cleaner, quota: int | None, hashes: list[NDArray[np.uint64]] | None
-) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+def _read_capture(source: _Source, clean: Cleaner, quota: int | None, hashes: list[NDArray[np.uint64]] | None) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     """Rows of one capture up to `quota`, and the chunk of each; the hash of every row of the file is added to `hashes`."""
     parts: list[NDArray[np.float64]] = []
     breaks: list[NDArray[np.bool_]] = []
@@ -216,7 +214,7 @@ def _read_capture(
 
 
 def _read_mixed(
-    source: _Source, clean: _Cleaner, excluded: Collection[str], quota: dict[str, int] | None, repeated: dict[str, NDArray[np.uint64]]
+    source: _Source, clean: Cleaner, excluded: Collection[str], quota: dict[str, int] | None, repeated: dict[str, NDArray[np.uint64]]
 ) -> dict[str, list[NDArray[np.float64]]]:
     """Rows of a mixed file by label; `quota` (rows still wanted of each label) is counted down."""
     found: dict[str, list[NDArray[np.float64]]] = {}
@@ -279,7 +277,7 @@ def read_ciciot2023(root: Path, exclude: Collection[str] = (), max_rows_per_clas
                 f"'{source.path.name}' has {len(source.features)}; keep one release a folder"
             )
     report: Counter[str] = Counter(files=len(sources))
-    clean = _Cleaner(features, report)
+    clean = Cleaner(features, report)
     quota = None if max_rows_per_class is None else dict.fromkeys(LABELS, max_rows_per_class)
     mixed = [source for source in sources if source.label is None]
     hashes: dict[str, list[NDArray[np.uint64]]] = {}

@@ -114,7 +114,7 @@ def _divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig,
         _require_windows(splits[name], name, classes, config.window)
     assembled = in_order([capture.label for capture in captures if not capture.ordered])
     log.info("%s: %s", source, ", ".join(f"{name} {count}" for name, count in report.items()))
-    return Dataset(names, classes, splits, source, "CICIoT2023", assembled, _hash(splits, names, classes), report)
+    return Dataset(names, classes, splits, source, "CICIoT2023", assembled, content_hash(splits, names, classes), report)
 
 
 def _finite_rates(features: NDArray[np.float32], side: NDArray[np.int8], names: tuple[str, ...], report: dict[str, int | float]) -> None:
@@ -139,7 +139,8 @@ def _require_windows(rows: Rows, side: str, classes: tuple[str, ...], window: in
         )
 
 
-def _hash(splits: dict[str, Rows], names: tuple[str, ...], classes: tuple[str, ...]) -> str:
+def content_hash(splits: dict[str, Rows], names: tuple[str, ...], classes: tuple[str, ...]) -> str:
+    """SHA-256 of features, labels and runs of every side, and of the names."""
     digest = hashlib.sha256(repr((names, classes)).encode())
     for side, rows in splits.items():
         digest.update(side.encode())

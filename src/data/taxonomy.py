@@ -21,6 +21,9 @@ from src.errors import UserError
 FAMILIES = ("Benign", "DDoS", "DoS", "Mirai", "Recon", "Spoofing", "Web", "BruteForce")
 """Families in their fixed order, benign first."""
 
+BENIGN_OF = "Benign:"
+"""Prefix of a class that holds the benign traffic of one device, e.g. `Benign:HueBridge`; it means what `BenignTraffic` means."""
+
 STAGES = ("none", "reconnaissance", "delivery", "exploitation", "installation", "actions on objectives")
 """Kill-chain stages in use; weaponisation leaves no traffic, and no class here is command and control alone."""
 
@@ -134,7 +137,7 @@ def canonical(name: str) -> str:
 
 
 def _of(class_names: Sequence[str]) -> list[Label]:
-    return [LABELS[canonical(name)] for name in class_names]
+    return [LABELS["BenignTraffic" if name.startswith(BENIGN_OF) else canonical(name)] for name in class_names]
 
 
 def family_index(class_names: Sequence[str]) -> NDArray[np.int64]:

@@ -38,7 +38,7 @@ def _chosen(rows: Rows, length: int, cap: int) -> tuple[NDArray[np.int64], NDArr
 def build_bank(
     dataset: Dataset, sensor: Sensor, scale: Scale, *, features: Sequence[str] | None = None, name: str = "lstm", cap: int = 5000, batch_size: int = 4096
 ) -> TraceBank:
-    """Read all windows of `calibrate`, `agent` and `test` at a stride of one row, in batches.
+    """Read all windows of `calibrate`, `agent` and `test` at a stride of one row, in batches, and keep the raw rows behind them.
 
     Args:
         dataset: rows of every split; its `fit` rows are not touched.
@@ -60,6 +60,8 @@ def build_bank(
     order = [dataset.feature_names.index(item) for item in sensor.feature_names]
     columns = [sensor.feature_names.index(item) for item in kept]
     length = sensor.sequence_length
+    raw: list[NDArray[np.float32]] = []
+    places: list[NDArray[np.int64]] = []
     means: list[NDArray[np.float32]] = []
     readings: list[NDArray[np.float32]] = []
     successors: list[NDArray[np.int64]] = []
@@ -71,6 +73,10 @@ def build_bank(
         successors.append(np.where(successor >= 0, successor + sum(counts), -1))
         labels.append(rows.label[starts].astype(np.int16))
         counts.append(len(starts))
+        seen = np.zeros(len(rows.label), dtype=bool)  # rows inside a window that is kept; those of one window stay neighbours
+        seen[starts[:, None] + np.arange(length)] = True
+        places.append(np.cumsum(seen)[starts] - 1 + sum(map(len, raw)))
+        raw.append(rows.features[seen][:, order])  # (R, F)
         for first in range(0, len(starts), batch_size):
             windows = gather(rows.features, starts[first : first + batch_size], length)[:, :, order]  # (B, T, F)
             readings.append(sensor.read(windows).table())  # (B, 11)
@@ -91,4 +97,8 @@ def build_bank(
         site=dataset.site,
         sensor=name,
         assembled=tuple(dataset.assembled),
+        rows=np.concatenate(raw).astype(np.float32, copy=False),
+        start=np.concatenate(places),
+        row_names=tuple(sensor.feature_names),
+        length=length,
     )
