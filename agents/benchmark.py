@@ -22,6 +22,7 @@ from src.data.bank import TraceBank
 from src.evaluation.figures import Timeline
 from src.evaluation.rollout import Episodes, Policy, play
 from src.evaluation.statistics import Estimate, difference_estimate, mean_estimate
+from src.predictor.interface import Sensor
 
 TEST_SEED = 1_000_000
 """First seed of the held-out episodes; training and tuning stay below it."""
@@ -51,13 +52,13 @@ class Comparison:
 class BenchmarkRunner:
     """Compares policies on one side of a trace bank."""
 
-    def __init__(self, config: Config, bank: TraceBank, split: str = "test") -> None:
-        """Sections `env`, `attackers`, `reward` and `eval` of the configuration are read."""
-        self.config, self.bank, self.split = config, bank, split
+    def __init__(self, config: Config, bank: TraceBank, split: str = "test", sensor: Sensor | None = None) -> None:
+        """Sections `env`, `attackers`, `reward` and `eval` of the configuration are read; `sensor` reads along where `env.sensors` is `live`."""
+        self.config, self.bank, self.split, self.sensor = config, bank, split, sensor
 
     def env(self, count: int, split: str | None = None, mode: str = "discrete") -> IoTVectorEnv:
         """A batch of environments with flat observations."""
-        return IoTVectorEnv(count, bank=self.bank, split=split or self.split, config=self.config, flatten=True, action_mode=mode)
+        return IoTVectorEnv(count, bank=self.bank, split=split or self.split, config=self.config, sensor=self.sensor, flatten=True, action_mode=mode)
 
     def blinded(self, sensor: str) -> BenchmarkRunner:
         """The same with one sensor's readings (`families`: all eight probabilities) exchanged between windows of a split.
@@ -70,7 +71,8 @@ class BenchmarkRunner:
         for split in np.unique(self.bank.split):
             inside = np.flatnonzero(self.bank.split == split)
             noisy[np.ix_(inside, columns)] = noisy[np.ix_(rng.permutation(inside), columns)]
-        return BenchmarkRunner(self.config, self.bank.with_sensors(noisy), self.split)
+        stored = self.config.model_copy(update={"env": self.config.env.model_copy(update={"sensors": "stored"})})
+        return BenchmarkRunner(stored, self.bank.with_sensors(noisy), self.split)
 
     def tune(self, signal: str = "risk") -> Threshold:
         """The best threshold rule on a signal, on `agent` traces, never on those of the evaluation."""
@@ -163,7 +165,7 @@ class BenchmarkRunner:
 
     def record(self, policy: Callable[[Simulation], Policy], seed: int) -> Timeline:
         """One episode, step by step, with the truth beside what was ordered."""
-        env = IoTEnv(bank=self.bank, split=self.split, config=self.config, flatten=True, action_mode="discrete")
+        env = IoTEnv(bank=self.bank, split=self.split, config=self.config, sensor=self.sensor, flatten=True, action_mode="discrete")
         acting = policy(env.simulation)
         observation, _ = env.reset(seed=seed)
         stages, controls, risks, rewards = [], [], [], []

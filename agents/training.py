@@ -35,6 +35,7 @@ from src.artifacts import new_artifact, open_artifact
 from src.config import Config
 from src.data.bank import TraceBank
 from src.errors import UserError
+from src.predictor.interface import Sensor
 
 KIND = "agent-policy"
 """Kind of artifact that a trained agent is."""
@@ -55,11 +56,9 @@ class RLTrainer:
     A run that was interrupted goes on from its last checkpoint and ends with the weights it would have had anyway.
     """
 
-    def __init__(self, config: Config, bank: TraceBank, folder: Path) -> None:
-        """`folder` receives one artifact a seed, and checkpoints while it trains."""
-        self.config = config
-        self.bank = bank
-        self.folder = folder
+    def __init__(self, config: Config, bank: TraceBank, folder: Path, sensor: Sensor | None = None) -> None:
+        """`folder` receives one artifact a seed, and checkpoints while it trains; `sensor` reads along where `env.sensors` is `live`."""
+        self.config, self.bank, self.folder, self.sensor = config, bank, folder, sensor
 
     def target(self, seed: int) -> Path:
         """Where the agent of a seed is saved."""
@@ -93,7 +92,7 @@ class RLTrainer:
         if resume and self.trained(seed) and not checkpoint.exists():
             return target
         with own_randomness(), _one_thread():
-            env = IoTVectorEnv(self.config.rl.n_envs, bank=self.bank, split="agent", config=self.config, flatten=True)
+            env = IoTVectorEnv(self.config.rl.n_envs, bank=self.bank, split="agent", config=self.config, sensor=self.sensor, flatten=True)
             model, scaler = self._model(env, seed)
             if resume and checkpoint.exists():
                 restore_checkpoint(checkpoint, mark, model, scaler)

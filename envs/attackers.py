@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.scenarios import FAMILIES
-from src.config import AttackerConfig, AttackersConfig
+from src.config import AttackerConfig, AttackersConfig, nearest
 from src.errors import UserError
 
 
@@ -117,9 +117,13 @@ def emission_table(
         (profiles, 5, C) class indices, the first `count` valid; (profiles, 5) counts. Row `CLEAN` is empty.
 
     Raises:
-        UserError: when the bank holds no window of any family that a stage shows.
+        UserError: for a technique that nobody shows, or when the bank holds no window of any family that a stage shows.
     """
     cast_names = cast(config, side)
+    labels_known = {label for stages in TRAFFIC.values() for shown in stages.values() for group in shown.items() for label in (group[0], *group[1])}
+    for label in config.held_out_techniques:
+        if label not in labels_known:
+            raise UserError(f"attackers.held_out_techniques: no attacker shows '{label}': {nearest(label, sorted(labels_known))}")
     barred = np.isin(names, config.held_out_techniques if side == "train" else [])
     held = (ranges[:, 1] > ranges[:, 0]) & ~barred
     classes = np.zeros((len(cast_names), len(Stage), len(names)), np.int64)

@@ -158,13 +158,17 @@ class Run:
             self._build_bank()
         return TraceBank.load(self.bank_folder)
 
+    def live_sensor(self) -> EnhancedAttackPredictor | None:
+        """The predictor, where the environment runs it in the loop."""
+        return EnhancedAttackPredictor.load(self.sensor_folder / "predictor") if self.config.env.sensors == "live" else None
+
     def seeds(self) -> range:
         """Seeds of the agents."""
         return range(self.config.compute.seed, self.config.compute.seed + self.config.rl.seeds)
 
     def train_agents(self, reuse: bool = False) -> None:
         """Train one agent a seed, on the `agent` split; `reuse` (implied by `--resume`) keeps those that are trained already."""
-        trainer = RLTrainer(self.config, self.bank(), self.agents_folder)
+        trainer = RLTrainer(self.config, self.bank(), self.agents_folder, self.live_sensor())
         for seed in self.seeds():
             if (self.resume or reuse) and trainer.trained(seed):
                 continue
@@ -187,9 +191,9 @@ class Run:
         """Play all policies on held-out traces; print, save and log how they compare."""
         bank = self.bank()
         self.train_agents(reuse=True)
-        trainer = RLTrainer(self.config, bank, self.agents_folder)
+        trainer = RLTrainer(self.config, bank, self.agents_folder, self.live_sensor())
         agents = {seed: trainer.target(seed) for seed in self.seeds()}
-        runner = BenchmarkRunner(self.config, bank)
+        runner = BenchmarkRunner(self.config, bank, sensor=self.live_sensor())
         with self.tracker.nested("evaluation", {"phase": "eval", "scenario": self.config.env.scenario, "split": "test", "sensors": bank.sensor}) as log:
             found = runner.run(agents, self.say)
             self._log(found, log)

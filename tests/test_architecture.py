@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "src.training": BASE | {"src.data", "src.predictor", "src.models", "src.utils"},
     "src.evaluation": BASE | {"src.data", "src.predictor"},
     "envs": BASE | {"src.predictor", "src.data.bank"},
-    "agents": BASE | {"envs", "src.evaluation", "src.data.bank"},
+    "agents": BASE | {"envs", "src.evaluation", "src.predictor", "src.data.bank"},
     # The body of the command line: joins all rooms, and only main.py (and benchmarks) may import it.
     "src.pipeline": BASE | {"src.data", "src.predictor", "src.models", "src.training", "src.evaluation", "src.tracking", "envs", "agents"},
     "main": BASE | {"src.pipeline"},
