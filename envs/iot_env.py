@@ -21,67 +21,75 @@ from src.predictor.interface import Sensor
 class IoTEnv(gym.Env):
     """Defend a network of IoT devices against an attacker who moves through it and reacts.
 
-    ## Description
+    ## 1 Description
     A network of D devices carries legitimate traffic. In three episodes of four an attacker appears, probes devices, breaks
     in, holds them and does harm, and answers what the defender does. The defender sees each device's current window of
     traffic and what the risk sensors say of it, never the truth, and gives at most one order a step (10 s). Every order
     helps against something and costs legitimate service or money.
 
-    ## Actions
+    ## 2 Actions
     `Discrete(1 + 5 D)`: 0 is MONITOR; `1 + 5 d + (k - 1)` gives order k to device d. With `action_mode="joint"`,
     `MultiDiscrete([6] * D)`, one kind a device. Device order is `device_names` and never changes. An order that would change
     nothing, that the budget no longer covers, or that is masked, is passed over: no cost, no effect, no exception.
 
-    | k | order      | effect                                                                            | service lost | lasts (steps)   |
-    |---|------------|-----------------------------------------------------------------------------------|--------------|-----------------|
-    | 0 | MONITOR    | none                                                                              | 0            | -               |
-    | 1 | RATE_LIMIT | stops 45 % of attempts on the device and from it, and 40 % of the harm that it does | 20 %         | 20              |
-    | 2 | BLOCK      | stops 90 % of attempts and 30 % of harm, until the attacker moves to other sources | 10 %         | 30              |
-    | 3 | ISOLATE    | nothing in or out; a foothold stays and resumes on release; sensors fall silent    | 100 %        | 40              |
-    | 4 | RESTORE    | down for the restore time, then clean, and patched if it can be                    | 100 %        | 4-14, by device |
-    | 5 | RELEASE    | lifts 1, 2 and 3                                                                  | 0            | -               |
+    | k | order      | effect                                                                              | service lost | cost | delay | lasts (steps)   |
+    |---|------------|-------------------------------------------------------------------------------------|--------------|------|-------|-----------------|
+    | 0 | MONITOR    | none                                                                                | 0            | 0    | 0     | -               |
+    | 1 | RATE_LIMIT | stops 45 % of attempts on the device and from it, and 40 % of the harm that it does | 20 %         | .02  | 0     | 20              |
+    | 2 | BLOCK      | stops 90 % of attempts and 30 % of harm, until the attacker moves to other sources  | 10 %         | .04  | 0     | 30              |
+    | 3 | ISOLATE    | nothing in or out; a foothold stays and resumes on release; sensors fall silent     | 100 %        | .05  | 0     | 40              |
+    | 4 | RESTORE    | down for the restore time, then clean, and patched if it can be                     | 100 %        | .10  | 1     | 4-14, by device |
+    | 5 | RELEASE    | lifts 1, 2 and 3                                                                    | 0            | .01  | 0     | -               |
 
-    Numbers are the defaults of `env.controls`. Isolating a protected device is masked (`protected="mask"`) or costs the
-    `safety` term. `action_masks()` says which actions would change something; it reads only what the defender knows.
+    Numbers are the defaults of `env.controls`. A restored device that cannot be patched is as open as before. Isolating a
+    protected device is masked (`protected="mask"`) or costs the `safety` term. `action_masks()` says which actions would
+    change something; it reads only what the defender knows.
 
-    ## Observations
-    A `Dict` of `Box`es (float32, 1-D, device by device), or with `flatten=True` one `Box` in which each device's floats
-    follow one another, in the order below, and `context` comes last; `simulation.layout` gives the slices.
+    ## 3 Observations
+    A `Dict` of `Box`es (float32, 1-D, device by device), or with `flatten=True` one `Box` in which the parts follow one another
+    in the order below; `simulation.layout.split(flat)` gives them as (devices, floats).
 
-    | key        | floats a device | range   | what                                                                                  |
-    |------------|-----------------|---------|---------------------------------------------------------------------------------------|
-    | `features` | F (10)          | [-5, 5] | window means of `env.features`: signed logarithm, standardised on the `fit` side       |
-    | `sensors`  | 11              | [0, 1]  | probability of each of 8 families (benign first), risk, uncertainty, anomaly           |
-    | `trend`    | 3               | [0, 1]  | running means of risk, uncertainty, anomaly; 0 after a restore                         |
-    | `controls` | 5               | [0, 1]  | remaining rate limit, block, isolation, restore (shares); order on its way (0/1)       |
-    | `service`  | 1               | [0, 1]  | share of legitimate traffic delivered                                                 |
-    | `silent`   | 1               | {0, 1}  | cut off in the step that ended: features and sensors are 0                            |
-    | `valid`    | 5               | {0, 1}  | which orders would change something                                                   |
-    | `device`   | 5               | [0, 1]  | criticality and restore time (shares of the largest), protected, patchable, patched    |
-    | `context`  | 2 in all        | [0, 1]  | time left, orders left                                                                |
+    | # | key        | floats a device   | range   | what                                                                                   |
+    |---|------------|-------------------|---------|----------------------------------------------------------------------------------------|
+    | 1 | `features` | F (10)            | [-5, 5] | window means of `env.features`: signed logarithm, standardised on the `fit` side       |
+    | 2 | `sensors`  | 11                | [0, 1]  | probability of each of 8 families (benign first), risk, uncertainty, anomaly           |
+    | 3 | `past`     | (k - 1)(F + 11)   | [-5, 5] | with `history=k` > 1: features and sensors of the steps before, newest first           |
+    | 4 | `trend`    | 3                 | [0, 1]  | running means of risk, uncertainty, anomaly; 0 after a restore                         |
+    | 5 | `controls` | 5                 | [0, 1]  | remaining rate limit, block, isolation, restore (shares); order on its way (0/1)       |
+    | 6 | `service`  | 1                 | [0, 1]  | share of legitimate traffic delivered                                                  |
+    | 7 | `silent`   | 1                 | {0, 1}  | nothing was received of it (cut off, dropped, or not there yet): 1 and 2 are 0         |
+    | 8 | `valid`    | 5                 | {0, 1}  | which orders would change something                                                    |
+    | 9 | `device`   | 5                 | [0, 1]  | criticality and restore time (shares of the largest), protected, patchable, patched    |
+    |10 | `context`  | 2 in all          | [0, 1]  | time left, orders left                                                                 |
 
-    The higher risk, uncertainty or anomaly, the worse. Windows are read from a `TraceBank`, along their capture.
+    The higher risk, uncertainty or anomaly, the worse. Windows are read from a `TraceBank`, along their capture; a device's
+    ordinary traffic is of one benign class for an episode. Options of `env`, all off by default: `telemetry_delay` (steps by
+    which 1-4 arrive late), `sensor_dropout` (chance a device and step that nothing arrives), `detector_drift` (share a by which
+    readings are off at the horizon, growing evenly: r + a t/T (1 - r) on some devices, r - a t/T r on the others, families
+    towards 1/8), `history`, and `sensors="live"` (the model reads the windows at every step; the same to 1e-5).
 
-    ## Rewards
+    ## 4 Rewards
     `-(w_service service + w_damage damage + w_action action + w_cleanup cleanup + w_safety safety)`, weights from `reward`,
     terms in `info["reward_terms"]` (each >= 0). With criticality c summing to 1: service = sum c x traffic lost;
     damage = sum c x (1 in IMPACT, less what controls contain; 0.25 in COMPROMISED; 0 while cut off); action = cost of orders;
     cleanup = c of each restore begun; safety = protected devices cut off. An overrun also charges the damage of the steps
     that it cuts off. No term reads a sensor.
 
-    ## Start
-    All devices CLEAN. With probability `attack_free` there is no attacker; otherwise one of `attackers.profiles` arrives at a
-    step drawn from `start_range`.
+    ## 5 Start
+    All devices CLEAN, no control in force. New each reset: with probability `attack_free` there is no attacker; otherwise one of
+    the profiles on side `env.attackers` (docs/attackers.md) arrives at a step drawn from `start_range`, at an entry device drawn
+    among those it can reach; every device's weaknesses are multiplied by a number drawn from [1 - variation, 1 + variation].
 
-    ## Ends
+    ## 6 Ends
     `terminated`: `overrun` (devices in IMPACT hold `overrun_share` of criticality for `overrun_steps` steps) or `evicted` (the
-    attacker is out of patience and of footholds). `truncated`: `horizon` steps. `info["end"]` names it and `info["summary"]`
-    gives the episode's measures apart from the reward.
+    attacker is out of patience and of footholds). `truncated`: `horizon` steps. `info["end"]` names it.
 
-    ## Info
-    At reset: `scenario, traffic (real or synthetic profile), site, sensor, split`. With `expose_truth`, `truth` at each step.
+    ## 7 Info
+    At reset: `scenario, traffic (real or synthetic profile), site, sensor, sensors (stored or live), split, attackers`. At each
+    step: `reward_terms`. At the end: `end`, `summary` (measures apart from the reward) and `delivered` (share of each device's
+    legitimate traffic). With `expose_truth`, `truth`: stage, technique and weakness of each device, and the attacker's state.
 
-    ## Version history
+    ## 8 Version history
     v0: first version.
     """
 
