@@ -423,7 +423,7 @@ class EvalConfig(Section):
 
     episodes: int = Field(default=500, ge=10)
     """Held-out episodes a policy, the same seeds for each."""
-    tuning_episodes: int = Field(default=100, ge=10)
+    tuning_episodes: int = Field(default=200, ge=10)
     """Episodes on `agent` traces for each candidate setting of a heuristic."""
     bootstrap: int = Field(default=2000, ge=100)
     """Resamples of each confidence interval."""
@@ -482,7 +482,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "rl.total_timesteps": 800_000,
         "eval.episodes": 200,
-        "eval.tuning_episodes": 50,
+        "eval.tuning_episodes": 100,
         "eval.bootstrap": 1000,
     },
     "default": {},
@@ -493,7 +493,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "rl.total_timesteps": 6_000_000,
         "rl.seeds": 10,
         "eval.episodes": 1000,
-        "eval.tuning_episodes": 200,
+        "eval.tuning_episodes": 400,
     },
 }
 """Named sets of overrides, by dotted key."""
