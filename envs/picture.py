@@ -178,10 +178,11 @@ class Picture:
         self.label_size = float(np.clip(min(0.1 * h + 3.0, (w - 4) / (0.6 * longest)), 7.0, 13.0))
         self.bar_height = float(np.clip(0.045 * h, 3.0, 7.0))
         below = 0.09 * h + 1.4 * self.label_size + self.bar_height  # name and risk bar
-        top = min((h - below) / 2 - 0.1 * h, 0.26 * w, 52.0)
+        moat = float(np.clip(0.06 * h, 3.5, 9.0))  # room for a ring
+        top = min((h - below) / 2 - 0.03 * h - moat, 0.26 * w, 48.0)
         self.radius = np.maximum(top * (0.45 + 0.55 * critical), 4.0)  # (D,) area grows with criticality
         self.centres = self.places.nodes - [0, below / 2]
-        self.name_y = self.centres[:, 1] + top + 0.06 * h + 0.6 * self.label_size
+        self.name_y = self.centres[:, 1] + top + moat + 0.02 * h + 0.6 * self.label_size
         self.bar_y = self.name_y + 0.8 * self.label_size + 0.015 * h
         self.order = sorted(range(count), key=lambda d: scene.zone[d])
         """Rows of the timeline: devices by zone."""
@@ -217,13 +218,17 @@ class Picture:
         middle = float(np.mean([[zones[z].y, zones[z].bottom] for z in scene.exposed])) if scene.exposed else self.time.y / 2
         first = min(box.x for box in zones)
         hub = (max(first - 92.0, MARGIN + 30.0), middle)
+        also: dict[int, list[str]] = {z: [] for z in range(len(zones))}  # what cannot be drawn without crossing a third zone is said in the title
         for z in scene.exposed:
             end = (zones[z].x, float(np.clip(middle, zones[z].y + 20, zones[z].bottom - 20)))
-            self._arrow((hub[0] + 24, hub[1]), end, 0.0)
+            if not self._arrow((hub[0] + 24, hub[1]), end, (z,)):
+                also[z].append("internet")
         both = {(a, b) for a, b in scene.reach if (b, a) in scene.reach}
         for a, b in scene.reach:
-            if (a, b) not in both or a < b:
-                self._reach(a, b, (a, b) in both)
+            if ((a, b) not in both or a < b) and not self._reach(a, b, (a, b) in both):
+                also[b].append(scene.zones[a])
+                if (a, b) in both:
+                    also[a].append(scene.zones[b])
         self._keep(EllipseCollection([48], [48], [0], units="xy", offsets=[hub], offset_transform=self._axes.transData, fc=PAPER, ec=MUTED, lw=1.2, zorder=3))
         for squeeze in (20, 0):
             self._keep(
@@ -237,36 +242,39 @@ class Picture:
                     (box.x + 8, box.y + 8), box.w - 16, box.h - 16, boxstyle="round,pad=8,rounding_size=10", fc=PANEL, ec=RULE, lw=1, zorder=2
                 )
             )  # fmt: skip
-            self._keep(self._text(box.x + 12, box.y + 14, scene.zones[z], 11.5, MUTED, weight="bold", zorder=3))
+            title = self._text(box.x + 12, box.y + 14, scene.zones[z], 11.5, MUTED, weight="bold", zorder=3)
+            self._keep(title)
+            if also[z]:
+                note = "\N{LEFTWARDS ARROW} " + ", ".join(also[z])
+                start = title.get_window_extent(self._canvas.get_renderer()).x1 + 10
+                room = int((box.right - 8 - start) / 6.0)
+                where = (start, box.y + 14) if room >= min(len(note), 12) else (box.x + 4, box.bottom + 10)
+                self._keep(self._text(*where, textwrap.shorten(note, max(room, 12), placeholder="…"), 10, MUTED, zorder=3))
 
-    def _reach(self, a: int, b: int, both: bool) -> None:
-        """An arrow between two zones, across the gutter or through the gap between them, past others in a bow."""
+    def _reach(self, a: int, b: int, both: bool) -> bool:
+        """An arrow between two zones, across the gutter or through the gap between them; False where others are in the way."""
         one, other = self.places.zones[a], self.places.zones[b]
         if one.x < other.right and other.x < one.right:  # one above the other
-            upper, lower = (one, other) if one.y < other.y else (other, one)
-            down = one is upper
-            if any(box.x == one.x and upper.y < box.y < lower.y for box in self.places.zones):  # past the zones between, through the gutter
-                start, end = (one.right, one.y + one.h / 2), (other.right, other.y + other.h / 2)
-                self._arrow(start, end, (-1 if down else 1) * min(0.5, 70 / abs(end[1] - start[1])), both)
-            else:
-                x = (max(one.x, other.x) + min(one.right, other.right)) / 2
-                self._arrow((x, one.bottom if down else one.y), (x, other.y if down else other.bottom), 0.0, both)
-            return
+            x, down = (max(one.x, other.x) + min(one.right, other.right)) / 2, one.y < other.y
+            return self._arrow((x, one.bottom if down else one.y), (x, other.y if down else other.bottom), (a, b), both)
         right = one.x < other.x
         low, high = max(one.y, other.y) + 18, min(one.bottom, other.bottom) - 18
         level = (low + high) / 2
         # Arrows that lie on one another would look like one with two heads, so those to the left run below.
         shift = 0.0 if right or both else 14.0
         start, end = ((box.right if side else box.x, (level if low < high else box.y + box.h / 2) + shift) for box, side in ((one, right), (other, not right)))
-        self._arrow(start, end, 0.0, both)
+        return self._arrow(start, end, (a, b), both)
 
-    def _arrow(self, start: tuple[float, float], end: tuple[float, float], bow: float, both: bool = False) -> None:
-        self._keep(
-            FancyArrowPatch(
-                start, end, arrowstyle="<|-|>" if both else "-|>", connectionstyle=f"arc3,rad={bow}", mutation_scale=11, color=FAINT, lw=1.3,
-                shrinkA=2, shrinkB=2, zorder=1, joinstyle="miter",
-            )
-        )  # fmt: skip
+    def _arrow(self, start: tuple[float, float], end: tuple[float, float], of: tuple[int, ...], both: bool = False) -> bool:
+        """Draw an arrow between the zones `of`, unless it would cross another."""
+        way = np.linspace(start, end, 60)
+        for z, box in enumerate(self.places.zones):
+            inside = (way > (box.x - 4, box.y - 4)) & (way < (box.right + 4, box.bottom + 4))
+            if z not in of and np.logical_and.reduce(inside, axis=1).any():
+                return False
+        style = "<|-|>" if both else "-|>"
+        self._keep(FancyArrowPatch(start, end, arrowstyle=style, mutation_scale=11, color=FAINT, lw=1.3, shrinkA=2, shrinkB=2, zorder=1, joinstyle="miter"))
+        return True
 
     def _labels(self) -> None:
         """Names below the nodes, as large as the cells allow."""
@@ -313,7 +321,7 @@ class Picture:
                 self._keep(self._pill(x + 7, y, kind[-1], colour, 9))
             label = self._text(x + 19, y, name, 10, MUTED)
             self._keep(label)
-            x += 19 + 6.1 * len(name) + 20
+            x = label.get_window_extent(self._canvas.get_renderer()).x1 + 20
         self._keep(self._text(WIDTH - MARGIN, y, "node size: criticality     bar: risk     dashed ring: cut off", 10, MUTED, ha="right"))
 
     def _pill(self, x: float, y: float, text: str, colour: str, size: float, hollow: bool = False) -> Text:
@@ -349,7 +357,7 @@ class Picture:
                 self._keep(self._text(time.x - 8, time.y + (edge + rows / 2) * high, f"{name} ({rows})", 10, INK, ha="right"))
             edge += rows
             if edge < len(scene.devices):
-                self._keep(Line2D([time.x - (4 if high >= 7.5 else 110), time.right], [time.y + edge * high] * 2, color=FAINT, lw=0.6, zorder=5))
+                self._keep(Line2D([time.x - (4 if high >= 7.5 else 110), time.x], [time.y + edge * high] * 2, color=FAINT, lw=0.6, zorder=5))
         self._keep(Line2D([loss.x, loss.right], [loss.y, loss.y], color=RULE, lw=1, zorder=3))
         self._keep(self._text(MARGIN, loss.y + 4, "lost in a step", 10.5, INK, weight="bold", va="top"))
         for i, name in enumerate(scene.terms):
@@ -400,7 +408,7 @@ class Picture:
         ring = [self._strongest(c) for c in now.controls]
         ringed = [d for d, k in enumerate(ring) if k >= 0]
         if ringed:
-            wide = diameter[ringed] + max(5.0, 0.09 * h)
+            wide = diameter[ringed] + float(np.clip(0.09 * h, 5.0, 14.0))
             edges = [CONTROL_COLOURS[ring[d]] for d in ringed]
             styles = ["--" if down[d] else "-" for d in ringed]
             yield EllipseCollection(
@@ -424,7 +432,7 @@ class Picture:
                     x, y, STAGE_MARKS[stage], max(7.0, 0.95 * radius), PAPER if stage == Stage.IMPACT else INK, ha="center", weight="bold", zorder=6
                 )
             elif now.truth is None and radius >= 9:
-                yield self._text(x, y, f"{100 * risk[d]:.0f}", 0.72 * radius, PAPER if risk[d] > 0.5 else INK, ha="center", zorder=6)
+                yield self._text(x, y, f"{100 * risk[d]:.0f}", 0.72 * radius, PAPER if risk[d] > 0.62 else INK, ha="center", zorder=6)
         left, top, high = self.centres[:, 0] - 0.3 * w, self.bar_y, self.bar_height
         right = left + 0.6 * w * risk
         bars = np.stack([np.stack([left, right, right, left], 1), np.stack([top, top, top + high, top + high], 1)], 2)  # (D, 4, 2)
@@ -481,9 +489,11 @@ class Picture:
                 yield PolyCollection(
                     list(ticks), facecolors=PAPER if release else CONTROL_COLOURS[k], edgecolors=INK if release else PAPER, linewidths=0.5, zorder=6
                 )
-        if high > 6:
+        sizes = [self.scene.zone.count(z) for z in range(len(self.scene.zones))]
+        edges = np.cumsum(sizes)[:-1].tolist()
+        for rows, width in ((range(1, count) if high > 6 else (), 0.7), (edges, 1.8)):
             yield LineCollection(
-                [((self.time.x, y), (self.time.right, y)) for y in self.time.y + high * np.arange(1, count)], colors=PAPER, linewidths=0.7, zorder=5
+                [((self.time.x, self.time.y + high * r), (self.time.right, self.time.y + high * r)) for r in rows], colors=PAPER, linewidths=width, zorder=5
             )
 
     def _losses(self, frames: Sequence[Frame]) -> Iterator[Artist]:
