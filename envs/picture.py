@@ -468,11 +468,12 @@ class Picture:
                 shade = STAGE_RGB[np.array([frame.truth.stage for frame in seen if frame.truth is not None])]  # (T, D, 3)
             else:
                 shade = RISK_MAP(np.array([frame.risk for frame in seen]))[..., :3]
-            held = np.array([frame.controls for frame in seen]) > 0  # (T, D, 4)
-            strongest = np.where(held.any(axis=2), 3 - held[..., ::-1].argmax(axis=2), 0)  # (T, D)
-            shade, control, held = (part[:, self.order] for part in (shade, CONTROL_RGB[strongest], held.any(axis=2)))
+            left = np.array([frame.controls for frame in seen]).astype(np.bool_)  # (T, D, 4)
+            held = np.any(left, axis=2, keepdims=True)[:, self.order]  # (T, D, 1)
+            control = CONTROL_RGB[3 - left[..., ::-1].argmax(axis=2)][:, self.order]  # (T, D, 3) of the strongest
+            shade = shade[:, self.order]
             pixels[:, :, at, :3] = shade.transpose(1, 0, 2)[:, None]
-            pixels[:, 3, at, :3] = np.where(held[..., None], control, shade).transpose(1, 0, 2)
+            pixels[:, 3, at, :3] = np.where(held, control, shade).transpose(1, 0, 2)
             pixels[:, :, at, 3] = 1.0
         yield self._image(pixels.reshape(4 * count, self.scene.horizon, 4), self.time, keep=False)
         high = self.time.h / count

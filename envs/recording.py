@@ -144,7 +144,7 @@ class EpisodeRecorder(gym.Wrapper):
         Raises:
             UserError: when a recording of an episode this long would grow beyond the limit.
         """
-        generator = self._inner.np_random.bit_generator.state if seed is None else None
+        generator = dict(self._inner.np_random.bit_generator.state) if seed is None else None
         observation, info = self.env.reset(seed=seed, options=options)
         sim = self._inner.simulation
         self._last = frame(sim, truth=self.truth)
@@ -257,6 +257,8 @@ def _misfit(header: Header, one: Frame, step: int) -> str | None:
     zones = range(len(here.zones))
     if not all(z in zones for z in (*here.zone, *here.exposed, *(z for pair in here.reach for z in pair))):
         return "the scene names a zone that it does not have"
+    if not np.isfinite([*one.risk, *one.uncertainty, *one.anomaly, *one.service, *one.losses, one.reward, one.total]).all():
+        return "a number is not finite"
     if any(not 0 <= d < count or not 1 <= order <= 5 for d, order, _ in one.orders) or (one.truth and not all(0 <= s < len(Stage) for s in one.truth.stage)):
         return "an order or a stage is out of range"
     return None
