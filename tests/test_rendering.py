@@ -118,8 +118,8 @@ def test_frames_add_up(mode: str, masked: bool) -> None:
         assert sum(last.losses) == pytest.approx(-last.reward)
         assert last.total == pytest.approx(total)
         assert last.end == info.get("end")
-    # In joint mode, one device's order may come into force just when it gets the next, which the masks did not promise.
-    assert obeyed == info["summary"]["orders"] if mode == "discrete" else obeyed == pytest.approx(info["summary"]["orders"], rel=0.15)
+    # The masks cannot say at which of several orders in one step the budget runs out.
+    assert 0 <= obeyed - info["summary"]["orders"] < (1 if mode == "discrete" else len(last.pending))
 
 
 def test_a_scene_names_who_reaches_whom() -> None:
