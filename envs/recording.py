@@ -96,9 +96,9 @@ _HEADER, _FRAME, _STEP, _FOOTER = TypeAdapter(Header), TypeAdapter(Frame), TypeA
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """The sections that decide an episode; what only changes how it is shown is left out."""
+    """The sections that decide an episode, without what only decides how it is shown; the network itself is in the scene."""
     kept = {name: getattr(config, name).model_dump(mode="json") for name in ("env", "attackers", "reward")}
-    kept["env"] = {key: value for key, value in kept["env"].items() if key not in ("flatten", "expose_truth")}
+    kept["env"] = {key: value for key, value in kept["env"].items() if key not in ("scenario", "flatten", "expose_truth")}
     return kept
 
 
@@ -282,6 +282,10 @@ def replay(path: Path | str, env: gym.Env) -> Recording:
             f"{s}.{k}" for s in settings for k in sorted({*settings[s], *header.config.get(s, {})}) if settings[s].get(k) != header.config.get(s, {}).get(k)
         ]
         raise UserError(f"recording '{path}' was played with other settings: {', '.join(changed[:4]) or 'the digest does not fit them'}")
+    if scene(inner.simulation) != header.scene:
+        raise UserError(
+            f"recording '{path}' was played on another network: '{header.scene.scenario}', not '{inner.simulation.network.name}', or one that was changed"
+        )
     origin = {name: str(value) for name, value in inner.simulation.describe().items()}
     if origin != header.origin:
         raise UserError(f"recording '{path}' was played on other traffic: {header.origin}, not {origin}")

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from envs.attackers import Stage
 from envs.dynamics import TERMS, End, Order
-from envs.world import Simulation
+from envs.world import KINDS, Simulation
 
 if TYPE_CHECKING:
     from envs.picture import Picture
@@ -80,7 +80,7 @@ class Truth:
     stage: tuple[int, ...]
     """(D,) `Stage`"""
     shown: tuple[str | None, ...]
-    """(D,) class of the traffic window shown; None where the device is silent."""
+    """(D,) class of the traffic window shown; None where nothing of it was received."""
     evaded: tuple[bool, ...]
     """(D,) whether a block was got round."""
     attacker: str | None
@@ -108,7 +108,7 @@ class Frame:
     service: tuple[float, ...]
     """(D,) share of legitimate traffic delivered."""
     silent: tuple[bool, ...]
-    """(D,) cut off in the step."""
+    """(D,) nothing was received from it in the step."""
     allowed: tuple[int, ...]
     """(D,) orders that would change something now: bit `Order` - 1 of each."""
     given: int
@@ -129,9 +129,9 @@ def scene(simulation: Simulation) -> Scene:
     network, env = simulation.network, simulation.config.env
     zones = range(len(network.zones))
     return Scene(
-        scenario=env.scenario,
+        scenario=network.name,
         devices=tuple(network.names),
-        types=tuple(name.rsplit("-", 1)[0] for name in network.names),
+        types=tuple(network.types),
         zones=tuple(network.zones),
         zone=tuple(network.zone.tolist()),
         exposed=tuple(z for z in zones if network.reach[0, z]),
@@ -157,10 +157,9 @@ def frame(simulation: Simulation, e: int = 0, *, truth: bool, before: Frame | No
     site, devices = simulation.sites[e], simulation.devices[e]
     weights = [float(getattr(simulation.config.reward, name)) for name in TERMS]
     parts = simulation.layout.split(simulation.observe()[e])
-    allowed = (parts["valid"] > 0) @ (1 << np.arange(parts["valid"].shape[1]))  # (D,)
+    allowed = simulation.allowed()[e] @ (1 << np.arange(KINDS))  # (D,)
     step, given = int(site["step"]), int(site["orders"])
-    # What the last step left behind in the simulation is another episode's at a reset.
-    ordered = [(int(d), int(simulation.orders[e, d])) for d in np.flatnonzero(simulation.orders[e])] if step else []
+    ordered = _ordered(simulation, e) if step else []
     obeyed = [True] * len(ordered)
     if before is not None and before.step == step - 1 and given - before.given < len(ordered):
         obeyed = [given > before.given and bool(before.allowed[d] >> (order - 1) & 1) for d, order in ordered]
@@ -169,11 +168,11 @@ def frame(simulation: Simulation, e: int = 0, *, truth: bool, before: Frame | No
         orders=tuple((d, order, done) for (d, order), done in zip(ordered, obeyed, strict=True)),
         controls=tuple(zip(*(devices[order.name.lower()].tolist() for order in CONTROLS), strict=True)),
         pending=tuple(devices["pending"].tolist()),
-        risk=_rounded(devices["risk"]),
-        uncertainty=_rounded(devices["uncertainty"]),
-        anomaly=_rounded(devices["anomaly"]),
+        risk=_rounded(parts["trend"][:, 0]),
+        uncertainty=_rounded(parts["trend"][:, 1]),
+        anomaly=_rounded(parts["trend"][:, 2]),
         service=_rounded(parts["service"][:, 0]),
-        silent=tuple(devices["silent"].tolist()),
+        silent=tuple((parts["silent"][:, 0] > 0).tolist()),
         allowed=tuple(allowed.tolist()),
         given=given,
         reward=float(simulation.rewards[e]) if step else 0.0,
@@ -184,21 +183,33 @@ def frame(simulation: Simulation, e: int = 0, *, truth: bool, before: Frame | No
     )
 
 
+def _ordered(simulation: Simulation, e: int) -> list[tuple[int, int]]:
+    """Device and `Order` of what was ordered in the last step."""
+    actions = simulation.actions
+    if actions is None:
+        return []
+    if simulation.joint:
+        return [(int(d), int(actions[e, d])) for d in np.flatnonzero(actions[e])]
+    number = int(actions[e, 0]) - 1
+    return [(number // KINDS, 1 + number % KINDS)] if number >= 0 else []
+
+
 def _rounded(values: NDArray[Any]) -> tuple[float, ...]:
     return tuple(np.round(values.astype(np.float64), 4).tolist())
 
 
 def _truth(simulation: Simulation, e: int) -> Truth:
     site, devices, bank = simulation.sites[e], simulation.devices[e], simulation.bank
-    attacked = int(site["start"]) >= 0
+    hidden = simulation.truth(e)
     shown = (bank.class_names[label] for label in bank.label[devices["window"]])
+    heard = simulation.trails[e, :, int(site["step"]) % simulation.trails.shape[2]] >= 0
     return Truth(
         stage=tuple(devices["stage"].tolist()),
-        shown=tuple(None if silent else name for name, silent in zip(shown, devices["silent"], strict=True)),
+        shown=tuple(name if arrived else None for name, arrived in zip(shown, heard, strict=True)),
         evaded=tuple(devices["evaded"].tolist()),
-        attacker=str(simulation.config.attackers.profiles[int(site["profile"])]) if attacked else None,
-        start=int(site["start"]),
-        dormant=bool(site["dormant"] > 0),
+        attacker=hidden["profile"] if hidden["start"] >= 0 else None,
+        start=hidden["start"],
+        dormant=hidden["dormant"] > 0,
     )
 
 

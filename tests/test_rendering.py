@@ -22,7 +22,7 @@ from envs import IoTEnv
 from envs.picture import Box, Picture, place
 from envs.recording import EpisodeRecorder, main, read_recording, replay, write_gif, write_html
 from envs.rendering import CONTROLS, Frame, Scene, frame, scene, table, words
-from envs.scenarios import SCENARIOS, Scenario
+from envs.scenarios import SCENARIOS
 from src.errors import UserError
 from tests.banks import make_bank
 
@@ -449,9 +449,29 @@ def test_the_command_as_a_user_runs_it(tmp_path: Path, capsys: pytest.CaptureFix
     assert "error: cannot read the recording" in capsys.readouterr().err
 
 
-def test_scenarios_of_users_are_recorded_under_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SCENARIOS, "home", Scenario("home", (("camera", HOSTILE), ("lock", "b")), (HOSTILE,), {HOSTILE: ("b",), "b": ()}))
-    found = read_recording(recorded(tmp_path / "e.jsonl", scenario="home"))
-    assert found.header.scene.zones == (HOSTILE, "b")
+def test_networks_of_users_are_recorded_whole(tmp_path: Path) -> None:
+    own = tmp_path / "own.yml"
+    text = (
+        "name: shed\nzones: {yard: {exposed: true, reaches: [cellar]}, cellar: {}}\ndevices: [{type: camera, zone: yard}, {type: lock, zone: cellar, count: 2}]"
+    )
+    own.write_text(text)
+    path = recorded(tmp_path / "e.jsonl", scenario=str(own))
+    found = read_recording(path)
+    assert found.header.scene.zones == ("yard", "cellar")
     assert found.header.scene.reach == ((0, 1),)
-    assert len(found.frames[-1].controls[0]) == len(CONTROLS)
+    assert [len(controls) for controls in found.frames[-1].controls] == [len(CONTROLS)] * 3
+    assert str(tmp_path) not in path.read_text()
+    own.write_text(text.replace("count: 2", "count: 3"))
+    with pytest.raises(UserError, match="another network"):
+        replay(path, IoTEnv(str(own), bank=BANK, horizon=90))
+
+
+@pytest.mark.parametrize("settings", [{"telemetry_delay": 3, "sensor_dropout": 0.3}, {"history": 3, "detector_drift": 1.0}], ids=str)
+def test_frames_show_what_the_defender_received(settings: dict[str, Any]) -> None:
+    env = IoTEnv(bank=BANK, **settings)
+    observation, _ = env.reset(seed=0)
+    for _ in range(30):
+        observation, *_ = env.step(0)
+        now = frame(env.simulation, truth=True)
+        np.testing.assert_array_equal(now.silent, observation["silent"] > 0)
+        np.testing.assert_allclose(now.risk, observation["trend"][::3], atol=1e-4)
