@@ -48,6 +48,15 @@ ALARM = "#a3123a"
 STAGE_RGB = np.array([to_rgb(colour) for colour in STAGE_COLOURS])
 CONTROL_RGB = np.array([to_rgb(colour) for colour in CONTROL_COLOURS])
 RISK_MAP = LinearSegmentedColormap.from_list("risk", RISK_RAMP)
+PALETTE = tuple(
+    tuple(round(255 * value) for value in colour)
+    for colour in (
+        *map(to_rgb, (*STAGE_COLOURS, *CONTROL_COLOURS, *TERM_COLOURS, INK, MUTED, FAINT, RULE, PAPER, PANEL, ALARM)),
+        *RISK_MAP(np.linspace(0, 1, 32))[:, :3].tolist(),
+    )
+)
+"""What an indexed picture must hold."""
+
 STAGE_MARKS = ("", "?", "!", "\N{HEAVY MULTIPLICATION X}", "\N{HIGH VOLTAGE SIGN}")
 """Inside a node, so that a stage is read without its colour."""
 
@@ -325,6 +334,7 @@ class Picture:
         self._keep(self._text(WIDTH - MARGIN, y, "node size: criticality     bar: risk     dashed ring: cut off", 10, MUTED, ha="right"))
 
     def _pill(self, x: float, y: float, text: str, colour: str, size: float, hollow: bool = False) -> Text:
+        text = f"\N{THIN SPACE}{text}\N{THIN SPACE}" if len(text) == 1 else text  # an I alone would be a sliver
         style = {"boxstyle": "round,pad=0.22,rounding_size=0.45", "fc": PAPER if hollow else colour, "ec": colour if hollow else PAPER, "lw": 0.9}
         return self._text(x, y, text, size, colour if hollow else PAPER, ha="center", weight="bold", bbox=style, zorder=6)
 
@@ -357,7 +367,7 @@ class Picture:
                 self._keep(self._text(time.x - 8, time.y + (edge + rows / 2) * high, f"{name} ({rows})", 10, INK, ha="right"))
             edge += rows
             if edge < len(scene.devices):
-                self._keep(Line2D([time.x - (4 if high >= 7.5 else 110), time.x], [time.y + edge * high] * 2, color=FAINT, lw=0.6, zorder=5))
+                self._keep(Line2D([time.x - 4, time.x], [time.y + edge * high] * 2, color=FAINT, lw=0.6, zorder=5))
         self._keep(Line2D([loss.x, loss.right], [loss.y, loss.y], color=RULE, lw=1, zorder=3))
         self._keep(self._text(MARGIN, loss.y + 4, "lost in a step", 10.5, INK, weight="bold", va="top"))
         for i, name in enumerate(scene.terms):
@@ -502,7 +512,7 @@ class Picture:
         seen = [frame for frame in frames if frame.step > 0]
         box = self.loss
         highest = max((-frame.reward for frame in seen if not frame.end), default=0.0)
-        scale = next((s for s in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 1000.0) if highest <= s), highest)
+        scale = next((s for s in (k * 10.0**e for e in range(-1, 4) for k in (1, 1.5, 2, 3, 5, 7)) if highest <= s), highest)
         yield self._text(box.x - 8, box.bottom - 1, f"{scale:g}", 10, MUTED, ha="right")
         if not seen:
             return

@@ -328,12 +328,15 @@ def write_gif(recording: Recording, path: Path | str, every: int = 2, fps: float
     """
     from PIL import Image  # with matplotlib, which depends on it
 
-    from envs.picture import Picture
+    from envs.picture import PALETTE, Picture
 
     picture, frames = Picture(recording.header.scene, recording.header.truth), recording.frames
     shown = sorted({*range(0, len(frames), every), len(frames) - 1})
     images = [Image.fromarray(picture.draw(frames[: i + 1])) for i in shown]
-    palette = images[-1].quantize(64, dither=Image.Dither.NONE)
+    # Colours that carry meaning are fixed, or rare ones would be merged; the rest is what the last picture needs.
+    found = images[-1].quantize(256 - len(PALETTE), dither=Image.Dither.NONE).getpalette() or []
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*(value for colour in PALETTE for value in colour), *found][: 3 * 256])
     small = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

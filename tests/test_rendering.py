@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from envs import IoTEnv
 from envs.picture import Box, Picture, place
 from envs.recording import EpisodeRecorder, main, read_recording, replay, write_gif, write_html
-from envs.rendering import CONTROLS, Frame, Scene, frame, scene, table, words
+from envs.rendering import CONTROL_COLOURS, CONTROLS, STAGE_COLOURS, Frame, Scene, frame, scene, table, words
 from envs.scenarios import SCENARIOS
 from src.errors import UserError
 from tests.banks import make_bank
@@ -435,6 +435,9 @@ def test_the_gif_shows_the_episode(tmp_path: Path) -> None:
     with Image.open(tmp_path / "e.gif") as gif:
         assert getattr(gif, "n_frames", 1) == len({*range(0, len(found.frames), 30), len(found.frames) - 1})
         assert gif.size[0] == 1280
+        gif.seek(1)
+        colours = {colour for _, colour in gif.convert("RGB").getcolors(1 << 24) or []}
+    assert {tuple(bytes.fromhex(colour[1:])) for colour in (*STAGE_COLOURS, *CONTROL_COLOURS)} <= colours  # the legend names them
 
 
 def test_the_command_as_a_user_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
