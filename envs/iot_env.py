@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.attackers import Stage
 from envs.dynamics import TERMS, End
 from envs.world import Simulation, open_bank, settle
 from src.config import Config
 from src.data.bank import TraceBank
 from src.errors import UserError
 from src.predictor.interface import Sensor
+
+if TYPE_CHECKING:
+    from envs.rendering import Viewer
 
 
 class IoTEnv(gym.Env):
@@ -93,7 +95,7 @@ class IoTEnv(gym.Env):
     v0: first version.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012
+    metadata = {"render_modes": ["human", "rgb_array", "ansi"], "render_fps": 4}  # noqa: RUF012
 
     def __init__(
         self,
@@ -114,7 +116,8 @@ class IoTEnv(gym.Env):
             split: side of the bank that is played: `calibrate`, `agent` or `test`.
             config: the whole configuration; the sections `env`, `attackers` and `reward` are read.
             sensor: what reads the windows where `env.sensors` is `live` (the contract is in `src/predictor/interface.py`).
-            render_mode: None or `ansi`.
+            render_mode: None, `human` (a table in the terminal, redrawn at each step), `ansi` (the table as text) or `rgb_array`
+                (a picture). Stages are shown only with `expose_truth`.
             settings: keys of the `env` section, to replace the configuration's.
 
         Raises:
@@ -128,6 +131,7 @@ class IoTEnv(gym.Env):
         self.action_space = self.simulation.action_space()
         self.observation_space = self.simulation.observation_space()
         self._running = False
+        self._viewer: Viewer | None = None
 
     @property
     def device_names(self) -> tuple[str, ...]:
@@ -144,6 +148,8 @@ class IoTEnv(gym.Env):
         info = self.simulation.describe()
         if self.simulation.config.env.expose_truth:
             info["truth"] = self.simulation.truth(0)
+        if self.render_mode == "human":
+            self.render()
         return self._present(flat), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -175,24 +181,28 @@ class IoTEnv(gym.Env):
             info["delivered"] = sim.delivered(0)
         if sim.config.env.expose_truth:
             info["truth"] = sim.truth(0)
+        if self.render_mode == "human":
+            self.render()
         return self._present(flat), float(sim.rewards[0]), terminated, truncated, info
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Actions that would change something (MONITOR always counts), flat; from what the defender knows alone."""
         return self.simulation.masks()[0]
 
-    def render(self) -> str | None:
-        """The network as text: a line a device (`ansi`)."""
+    def render(self) -> NDArray[np.uint8] | str | None:  # type: ignore[override]
+        """The network now: a picture (`rgb_array`), text (`ansi`), or nothing but a table on the terminal (`human`)."""
         if self.render_mode is None:
             return None
-        sim = self.simulation
-        lines = [f"step {int(sim.sites[0]['step'])} of {sim.config.env.horizon}"]
-        for d, name in enumerate(self.device_names):
-            device = sim.devices[0, d]
-            held = [f"{control} {int(device[control])}" for control in ("rate_limit", "block", "isolate", "restore") if device[control] > 0]
-            truth = f"  {Stage(device['stage']).name}" if sim.config.env.expose_truth else ""
-            lines.append(f"{name:>14}  risk {device['risk']:.2f}  anomaly {device['anomaly']:.2f}  {', '.join(held) or '-'}{truth}")
-        return "\n".join(lines)
+        if self._viewer is None:
+            from envs.rendering import Viewer  # only those who look pay for it
+
+            self._viewer = Viewer(self.render_mode, self.metadata["render_fps"])
+        return self._viewer.show(self.simulation, self.simulation.config.env.expose_truth)
+
+    def close(self) -> None:
+        """Stop redrawing the terminal."""
+        if self._viewer is not None:
+            self._viewer.close()
 
     def _present(self, flat: NDArray[np.float32]) -> Any:
         return flat[0] if self.simulation.config.env.flatten else self.simulation.layout.named(flat[0])

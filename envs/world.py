@@ -129,6 +129,8 @@ class Simulation:
         self.moves = np.full(count, dynamics.SCRIPTED, np.int64)
         self.terms = np.zeros((count, len(TERMS)))
         self.rewards = np.zeros(count)
+        self.actions: NDArray[np.int64] | None = None
+        """What was ordered in the last step, (E, 1) or (E, D); for those who look on."""
         self.sensor = _fitting(sensor, bank) if env.sensors == "live" else None
         _announce_compilation()
 
@@ -157,7 +159,7 @@ class Simulation:
             (E, size) a fresh array of flat observations.
         """
         out = np.empty((self.count, self.layout.size), np.float32)
-        orders = actions if self.joint else actions.reshape(-1, 1)
+        orders = self.actions = actions if self.joint else actions.reshape(-1, 1)
         state = (self.world, self.sites, self.devices, self.trails)
         if self.sensor is None:
             dynamics.step(*state, orders, self.moves, self.terms, self.rewards, out)
