@@ -13,13 +13,12 @@ from agents.baselines import SIGNALS, Constant, Random, Threshold, threshold_can
 from agents.planner import Planner
 from agents.training import load_policy
 from envs import IoTEnv, IoTVectorEnv
-from envs.attackers import Stage
 from envs.dynamics import Order
+from envs.recording import EpisodeRecorder, Recording, read_recording
 from envs.scenarios import build_network
 from envs.world import Simulation
 from src.config import Config
 from src.data.bank import TraceBank
-from src.evaluation.figures import Timeline
 from src.evaluation.rollout import Episodes, Policy, play
 from src.evaluation.statistics import Estimate, difference_estimate, mean_estimate
 from src.predictor.interface import Sensor
@@ -163,33 +162,15 @@ class BenchmarkRunner:
             **{f"share_{kind}": float(count / given) for kind, count in orders.items()},
         }
 
-    def record(self, policy: Callable[[Simulation], Policy], seed: int) -> Timeline:
-        """One episode, step by step, with the truth beside what was ordered."""
+    def record(self, policy: Callable[[Simulation], Policy], seed: int, path: Path) -> Recording:
+        """Play one episode, and keep it at `path` with the truth beside what was ordered."""
         env = IoTEnv(bank=self.bank, split=self.split, config=self.config, sensor=self.sensor, flatten=True, action_mode="discrete")
+        kept = EpisodeRecorder(env, path, truth=True)
         acting = policy(env.simulation)
-        observation, _ = env.reset(seed=seed)
-        stages, controls, risks, rewards = [], [], [], []
-        over = False
+        observation, _ = kept.reset(seed=seed)
+        state, over = None, False
         while not over:
-            action, _ = acting.predict(observation[None], deterministic=True)
-            observation, reward, terminated, truncated, _ = env.step(int(action[0]))
+            action, state = acting.predict(observation[None], state, episode_start=np.array([state is None]), deterministic=True)
+            observation, _, terminated, truncated, _ = kept.step(int(action[0]))
             over = terminated or truncated
-            devices = env.simulation.devices[0]
-            stages.append(devices["stage"].copy())
-            # The strongest control in force, by Order; 0 for none.
-            held = np.zeros(len(devices), np.int64)
-            for order in (Order.RATE_LIMIT, Order.BLOCK, Order.ISOLATE, Order.RESTORE):
-                held[devices[order.name.lower()] > 0] = order
-            controls.append(held)
-            risks.append(devices["risk"].copy())
-            rewards.append(float(reward))
-        return Timeline(
-            devices=env.device_names,
-            stage_names=tuple(stage.name for stage in Stage),
-            control_names=tuple(order.name for order in Order)[:5],
-            stage=np.array(stages),
-            control=np.array(controls),
-            risk=np.array(risks),
-            reward=np.array(rewards),
-            step_seconds=self.config.env.step_seconds,
-        )
+        return read_recording(path)

@@ -10,6 +10,7 @@ import json
 import shutil
 
 from benchmarks.common import RESULTS, ROOT, launch, parser
+from envs.recording import read_recording, write_gif
 from src.config import load_config
 from src.errors import UserError
 from src.evaluation.tables import save_result
@@ -31,7 +32,8 @@ def main() -> None:
     save_result(RESULTS / f"main_job{'.quick' if given.quick else ''}.json", found)
     if not given.quick:
         for name in PICTURES:
-            shutil.copyfile(run.figures[name], ROOT / "docs" / f"{name}.png")
+            shutil.copyfile(run.figures[name], ROOT / "docs" / "images" / f"{name}.png")
+        write_gif(read_recording(run.folder / "episode.jsonl"), ROOT / "docs" / "images" / "episode.gif", every=3)
     print(json.dumps(found))
 
 

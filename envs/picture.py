@@ -43,6 +43,7 @@ from envs.rendering import (
 WIDTH = 1280
 DPI = 100
 MARGIN = 24
+ASIDE = 420
 INK, MUTED, FAINT, RULE, PAPER, PANEL = "#1f2933", "#5f6b76", "#9aa5b1", "#d5dbe1", "#ffffff", "#f8f9fb"
 ALARM = "#a3123a"
 STAGE_RGB = np.array([to_rgb(colour) for colour in STAGE_COLOURS])
@@ -400,10 +401,10 @@ class Picture:
     def _title(self, now: Frame) -> Iterator[Artist]:
         scene = self.scene
         yield self._text(MARGIN, 22, scene.scenario, 19, INK, weight="bold")
-        yield self._text(MARGIN, 44, f"step {now.step} of {scene.horizon}, {clock(scene, now.step)}", 11.5, MUTED)
-        yield self._text(300, 22, textwrap.shorten(words(scene, now), 96, placeholder=" …"), 14, INK)
+        yield self._text(MARGIN, 44, f"{scene.traffic} traffic, step {now.step} of {scene.horizon}, {clock(scene, now.step)}", 11.5, MUTED)
+        yield self._text(ASIDE, 22, textwrap.shorten(words(scene, now), 96, placeholder=" …"), 14, INK)
         said = situation(now) or "hidden state not shown"
-        yield self._text(300, 44, said, 11.5, ALARM if now.truth and now.truth.attacker and now.step >= now.truth.start else MUTED)
+        yield self._text(ASIDE, 44, said, 11.5, ALARM if now.truth and now.truth.attacker and now.step >= now.truth.start else MUTED)
         yield self._text(WIDTH - MARGIN, 22, f"return {now.total:.1f}", 17, INK, ha="right", weight="bold")
         ended = f"ended: {now.end}" if now.end else f"this step {now.reward:.3f}"
         yield self._text(WIDTH - MARGIN, 44, ended, 11.5, INK if now.end else MUTED, ha="right", weight="bold" if now.end else "normal")

@@ -320,13 +320,32 @@ def _difference(made: Frame, recorded: Frame) -> str:
     return f"{name} is {one}, and was {other}" if isinstance(one, float) else f"{name} differs"
 
 
+def write_png(recording: Recording, path: Path | str, step: int | None = None) -> None:
+    """The picture of one step, the last where none is named, with the timeline up to it.
+
+    Raises:
+        UserError: when the file cannot be written.
+    """
+    from PIL import Image
+
+    from envs.picture import Picture
+
+    frames = recording.frames if step is None else recording.frames[: step + 1]
+    image = Image.fromarray(Picture(recording.header.scene, recording.header.truth).draw(frames))
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        image.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
+
+
 def write_gif(recording: Recording, path: Path | str, every: int = 2, fps: float = 6.0) -> None:
     """The episode as an animated picture, a frame every `every` steps; one palette for all frames keeps it small.
 
     Raises:
         UserError: when the file cannot be written.
     """
-    from PIL import Image  # with matplotlib, which depends on it
+    from PIL import Image
 
     from envs.picture import PALETTE, Picture
 

@@ -71,6 +71,8 @@ class Scene:
     step_seconds: float
     terms: tuple[str, ...]
     """Names of `Frame.losses`."""
+    traffic: str
+    """Where the traffic comes from: `real` or `synthetic profile`."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def scene(simulation: Simulation) -> Scene:
         horizon=env.horizon,
         step_seconds=env.step_seconds,
         terms=TERMS,
+        traffic=simulation.bank.source,
     )
 
 
@@ -245,7 +248,8 @@ def table(scene: Scene, frame: Frame, most: int | None = None) -> Table:
     if most is not None and len(rows) > most:
         busy = [sum(frame.controls[d]) > 0 or frame.pending[d] > 0 or (frame.truth is not None and frame.truth.stage[d] > 0) for d in rows]
         rows = sorted(sorted(rows, key=lambda d: (not busy[d], -frame.risk[d]))[:most])
-    head = f"{scene.scenario}  step {frame.step} of {scene.horizon} ({clock(scene, frame.step)})  return {frame.total:.2f}, this step {frame.reward:.3f}"
+    place = f"{scene.scenario}, {scene.traffic} traffic  step {frame.step} of {scene.horizon} ({clock(scene, frame.step)})"
+    head = f"{place}  return {frame.total:.2f}, this step {frame.reward:.3f}"
     losses = "  ".join(f"{name} {-loss:.3f}" for name, loss in zip(scene.terms, frame.losses, strict=True) if loss)
     foot = [f"order: {words(scene, frame)}", f"lost: {losses or 'nothing'}", situation(frame), f"ended: {frame.end}" if frame.end else ""]
     if len(rows) < len(scene.devices):

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from agents.benchmark import TEST_SEED, BenchmarkRunner, Comparison
 from agents.training import RLTrainer, identity, load_policy
+from envs.recording import write_html, write_png
 from envs.scenarios import load_scenario
 from src.artifacts import write_text
 from src.config import Config, describe, nearest
@@ -30,7 +31,7 @@ from src.data.dataset import Dataset, load_dataset
 from src.data.site import with_benign_site
 from src.data.windows import gather, window_starts
 from src.errors import UserError
-from src.evaluation.figures import comparison_figure, learning_figure, timeline_figure
+from src.evaluation.figures import comparison_figure, learning_figure
 from src.evaluation.report import write_report
 from src.evaluation.statistics import Estimate
 from src.evaluation.tables import Gate, print_table, result, save_result
@@ -226,9 +227,12 @@ class Run:
             self.keep(learning_figure(self.curves, levels, self.source), "learning", log)
         attacked = np.flatnonzero(found.episodes["no-op"][0].summary["attacked"])
         seed = TEST_SEED + int(attacked[0]) if len(attacked) else TEST_SEED
-        timeline = runner.record(lambda simulation: load_policy(agent, simulation), seed)
-        title = f"One held-out episode under the agent ('{self.config.env.scenario}', {self.source} traffic): attack as colour, defence as bars"
-        self.keep(timeline_figure(timeline, title), "episode", log)
+        recording = runner.record(lambda simulation: load_policy(agent, simulation), seed, self.folder / "episode.jsonl")
+        self.figures["episode"] = self.folder / "figures" / "episode.png"
+        write_png(recording, self.figures["episode"])
+        write_html(recording, self.folder / "episode.html")
+        log.log_artifact(self.figures["episode"], "figures")
+        log.log_artifact(self.folder / "episode.html")
 
     def _register(self, agent: Path, runner: BenchmarkRunner, log: Tracker) -> None:
         env = runner.env(8)
@@ -258,6 +262,7 @@ class Run:
         log.log_artifact(report)
         self.say(f"results  {self.folder / 'results.json'}")
         self.say(f"report   {report}")
+        self.say(f"replay   {self.folder / 'episode.html'}  (one held-out episode under the agent, step by step)")
         self.say(f"figures  {self.folder / 'figures'}")
 
     def _gates(self, found: Comparison) -> dict[str, Gate]:

@@ -70,7 +70,16 @@ def runs_folder(artifacts: Path) -> Path:
 
 def test_everything_is_written(whole_run: Path) -> None:
     folder = runs_folder(whole_run)
-    assert {path.name for path in folder.iterdir()} == {"config.yml", "run.json", "curves.json", "results.json", "report.html", "figures"}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yml",
+        "run.json",
+        "curves.json",
+        "results.json",
+        "report.html",
+        "episode.jsonl",
+        "episode.html",
+        "figures",
+    }
     assert {path.name for path in (folder / "figures").iterdir()} == {"comparison.png", "learning.png", "episode.png"}
     results = json.loads((folder / "results.json").read_text())
     assert results["data"] == "synthetic"

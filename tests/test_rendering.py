@@ -75,7 +75,8 @@ def network(zones: dict[str, int], names: dict[int, str] | None = None) -> Scene
         scenario="made up", devices=tuple(devices), types=("thermostat",) * count, zones=tuple(zones),
         zone=tuple(z for z, n in enumerate(zones.values()) for _ in range(n)), exposed=(0,),
         reach=tuple({*((z, z + 1) for z in range(min(last, 3))), *((0, z) for z in range(1, last + 1)), *((z, 0) for z in range(1, last + 1))}),
-        criticality=tuple([1 / count] * count), protected=tuple(d % 7 == 3 for d in range(count)), horizon=60, step_seconds=10.0, terms=("service", "damage"),
+        criticality=tuple([1 / count] * count), protected=tuple(d % 7 == 3 for d in range(count)), horizon=60, step_seconds=10.0,
+        terms=("service", "damage"), traffic="made up",
     )  # fmt: skip
 
 
