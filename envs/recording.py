@@ -334,7 +334,7 @@ def write_png(recording: Recording, path: Path | str, step: int | None = None) -
     image = Image.fromarray(Picture(recording.header.scene, recording.header.truth).draw(frames))
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        image.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+        image.save(path, optimize=True)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
 
