@@ -355,7 +355,7 @@ class Model:
             "arrived": (site["start"] >= 0) & (site["start"] < site["step"]), "noticed": device["shown"] & held,
             "patience": np.ceil(2 * site["patience"].clip(0.0)), "overrun": site["overrun"],
         }  # fmt: skip
-        found = np.column_stack([columns.get(name, device[name] if name in device.dtype.fields else None) for name in State._fields]).astype(np.int64)
+        found = np.column_stack([columns.get(name, device[name] if name in (device.dtype.names or ()) else None) for name in State._fields]).astype(np.int64)
         codes = self._encode(found)
         at = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
         strange = (self._codes[at] != codes) | (found >= self._base).any(axis=1)
