@@ -103,7 +103,7 @@ class Memory(NamedTuple):
 class Foresight:
     """How orders are weighed; `bayes_candidates` is the grid of it."""
 
-    restore: float = 30.0
+    restore: float = 60.0
     """Steps of harm that a restore saves, where there is a foothold: for so long it would stay unsure."""
     late: float = 5.0
     """Steps by which a foothold is found late, where a break-in is not stopped."""
@@ -355,7 +355,7 @@ def _mix(modes: Floats, belief: Floats, into: slice, mass: Floats, source: Float
 def bayes_candidates(config: Config, bank: TraceBank, layout: Layout) -> Iterator[BayesFilter]:
     """The grid that tuning walks; all learn from `calibrate`, so that `agent` is left for the choice."""
     evidence: Evidence | None = None
-    for restore, late, trust in product((15.0, 30.0, 60.0), (2.0, 5.0), (0.7, 1.0, 1.3)):
+    for restore, late, trust in product((30.0, 60.0, 120.0), (2.0, 5.0), (1.0, 1.3, 1.6)):
         candidate = BayesFilter(config, bank, layout, Foresight(restore, late, trust), evidence=evidence)
         evidence = candidate.evidence
         yield candidate
