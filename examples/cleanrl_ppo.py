@@ -12,7 +12,7 @@ from torch.distributions import Categorical
 
 from agents.networks import DeviceSetNetwork
 from envs import IoTVectorEnv
-from examples.common import Clock, compare, flags, launch
+from examples.common import Clock, compare, flags, launch, masks
 
 STEPS, MINIBATCHES, EPOCHS = 128, 8, 4
 GAMMA, LAMBDA, CLIP, ENTROPY, VALUE, MAX_NORM = 0.98, 0.95, 0.2, 0.005, 0.5, 0.5
@@ -40,10 +40,10 @@ class Agent:
 
     def __init__(self, env: IoTVectorEnv, devices_as_a_set: bool) -> None:
         """`env` knows the spaces, and where in an observation the masks lie."""
-        self.simulation = env.simulation
+        self.layout = env.simulation.layout
         self.network: nn.Module
         if devices_as_a_set:  # one network for all devices, whatever their number
-            self.network = DeviceSetNetwork(env.simulation.layout, 64)
+            self.network = DeviceSetNetwork(self.layout, 64)
         else:
             self.network = Mlp(env.single_observation_space.shape[0], int(env.single_action_space.n))
 
@@ -55,7 +55,7 @@ class Agent:
     @torch.no_grad()
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, None]:
         """What `compare` asks for."""
-        policy, _ = self(torch.from_numpy(observation), torch.from_numpy(self.simulation.masks(observation)))
+        policy, _ = self(torch.from_numpy(observation), torch.from_numpy(masks(self.layout, observation)))
         return (policy.mode if deterministic else policy.sample()).numpy(), None
 
 

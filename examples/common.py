@@ -1,4 +1,4 @@
-"""What every example shares: its flags, and the comparison with no-op and random on held-out traffic."""
+"""What the examples share: flags, masks, and the comparison with no-op and random on held-out traffic."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from agents.baselines import Constant, Random
 from envs import IoTVectorEnv
+from envs.world import Layout
 from src.errors import UserError
 from src.evaluation.rollout import Policy, play
 
@@ -40,7 +43,7 @@ class Clock:
     def read(self, steps: int) -> str:
         """How long `steps` steps took; the time of this process on a CPU is beside it, since other work may share the machine."""
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        return f"trained {steps:,} steps in {wall:.1f} s ({cpu:.1f} s of CPU): {steps / wall:,.0f} steps/s, learning included"
+        return f"trained {steps:,} steps in {wall:.1f} s, {cpu:.1f} s of it on the CPU: {steps / wall:,.0f} and {steps / cpu:,.0f} steps/s, learning included"
 
 
 def compare(name: str, policy: Policy, args: argparse.Namespace, steps: int, clock: Clock) -> None:
@@ -63,6 +66,12 @@ def compare(name: str, policy: Policy, args: argparse.Namespace, steps: int, clo
         if not math.isfinite(played.mean):
             sys.exit(f"error: the mean return of {label} is not finite")
         print(f"  {label:<16} {played.mean:8.2f} +- {error:.2f}")
+
+
+def masks(layout: Layout, observation: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(B, actions) which actions would change something, read out of flat observations (B, size): what `action_masks()` gives beside them."""
+    valid = layout.split(observation)["valid"] > 0  # (B, D, 5)
+    return np.concatenate([np.ones((len(valid), 1), np.bool_), valid.reshape(len(valid), -1)], axis=1)
 
 
 def launch(main: Callable[[], None]) -> None:

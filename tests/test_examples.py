@@ -103,6 +103,15 @@ def test_a_return_that_is_not_finite_fails(monkeypatch: pytest.MonkeyPatch) -> N
         examples.common.compare("x", Constant(1), argparse.Namespace(scenario="solo", episodes=2, seed=0), 1, examples.common.Clock())
 
 
+def test_masks_are_read_out_of_observations() -> None:
+    env = IoTVectorEnv(5, scenario="clinic", flatten=True)
+    env.action_space.seed(0)
+    observation, _ = env.reset(seed=0)
+    for _ in range(60):
+        np.testing.assert_array_equal(examples.common.masks(env.simulation.layout, observation), env.action_masks())
+        observation, *_ = env.step(env.action_space.sample())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("sb3_ppo", "300000"), ("maskable_ppo", "300000"), ("recurrent_ppo", "200000"), ("cleanrl_ppo", "300000")])
 def test_example_learns(name: str, steps: str) -> None:
