@@ -10,7 +10,7 @@ from examples.common import Clock, compare, flags, launch
 
 def main() -> None:
     """Train, then compare."""
-    args = flags(__doc__, timesteps=250_000, n_envs=64).parse_args()
+    args = flags(__doc__, timesteps=500_000, n_envs=64).parse_args()
     batch = IoTSB3VecEnv(IoTVectorEnv(args.n_envs, scenario=args.scenario, split="agent", flatten=True))
     env = VecNormalize(batch, norm_obs=False, gamma=0.98)  # scales rewards
     model = RecurrentPPO(
