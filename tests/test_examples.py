@@ -300,6 +300,11 @@ def test_made_by_sb3(start: str | None) -> None:
         env.close()
 
 
+def test_made_by_sb3_by_name() -> None:
+    env = make_vec_env("IoTDefense-v0", 2, env_kwargs={"scenario": "home", "flatten": True})  # which asks for `rgb_array`
+    assert walk(env) >= 2
+
+
 def test_sb3_batch_answers_for_some_of_its_environments() -> None:
     env = IoTSB3VecEnv(IoTVectorEnv(3, scenario="home", flatten=True))
     env.seed(0)
