@@ -20,8 +20,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from agents.baselines import Actions, address
-from envs.attackers import Stage, cast, emission_table, profile_table
-from envs.dynamics import FADING, FOOTHOLD_DAMAGE, Order
+from envs.attackers import FLOODS, Stage, cast, emission_table, profile_table
+from envs.dynamics import FADING, FOOTHOLD_DAMAGE, LOUDNESS, Order
 from envs.scenarios import FAMILIES, build_network
 from envs.world import KINDS, Layout
 from src.config import Config
@@ -140,6 +140,7 @@ class BayesFilter:
         family = np.array([FAMILIES.index(name) for name in bank.class_families])
         shown, counts = emission_table(config.attackers, "train", bank.class_names, family, bank.ranges(side))  # (P, 5, C), (P, 5)
         P, D = len(cast(config.attackers, "train")), len(network.names)
+        floods = [FAMILIES.index(name) for name in FLOODS]
         classes = np.unique(np.concatenate([shown[p, stage, : counts[p, stage]] for p in range(P) for stage in Stage]))
         self.layout, self.foresight, self.evidence = layout, foresight or Foresight(), evidence or Evidence(bank, classes, side)
         self._env, self._weights, self._attackers, self._devices = env, config.reward, P, D
@@ -150,8 +151,9 @@ class BayesFilter:
             for condition, stage in enumerate(STAGES):
                 seen = shown[p, stage, : counts[p, stage]]
                 if len(seen):
-                    self._share[np.searchsorted(classes, seen), p, condition] = 1.0 / len(seen)
-                    self._visible[p, condition] = 1.0 - profiles[p]["stealth"] * (0.5 if stage == Stage.IMPACT else 1.0)
+                    visible = 1.0 - profiles[p]["stealth"] * np.where(np.isin(family[seen], floods), LOUDNESS, 1.0)
+                    self._share[np.searchsorted(classes, seen), p, condition] = visible / visible.sum()
+                    self._visible[p, condition] = visible.mean()
             weakness[p] = network.weakness[:, family[shown[p, Stage.ATTACKED, : counts[p, Stage.ATTACKED]]]].mean(axis=1)
         self._numbers = {name: profiles[name].astype(np.float32)[:, None] for name in profiles.dtype.names or ()}  # (P, 1) each
         self._success = self._numbers["compromise"] * weakness  # (P, D)

@@ -366,7 +366,7 @@ class Model:
     def orders_of(self, policy: Callable[[Simulation], Policy], bank: TraceBank) -> NDArray[np.int64]:
         """(states,) what a policy that sees the present state, and nothing else, orders in each."""
         simulation = Simulation(self.rules.config, bank, "agent", len(self.states))
-        simulation.begin(np.arange(len(self.states)), np.arange(len(self.states), dtype=np.uint64), simulation.observe())
+        simulation.begin(np.arange(len(self.states)), np.arange(len(self.states), dtype=np.uint64))
         columns = dict(zip(State._fields, self.states.T, strict=True))
         simulation.sites["patience"] = columns.pop("patience") / 2.0
         simulation.sites["overrun"] = columns.pop("overrun")

@@ -62,6 +62,9 @@ TRAFFIC: dict[str, dict[Stage, Shown]] = {
 }
 """CICIoT2023 labels that a device shows, by profile and stage; of what shows at ATTACKED, the family decides which weakness counts."""
 
+FLOODS = ("DDoS", "DoS", "Mirai")
+"""Families that can hide half as well as others."""
+
 PROFILES = tuple(TRAFFIC)
 """Names of the attackers; `AttackersConfig` holds the numbers of each."""
 

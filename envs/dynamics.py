@@ -96,6 +96,9 @@ RULES = np.dtype(
 FOOTHOLD_DAMAGE = 0.25
 """Damage of a foothold, as a share of impact's."""
 
+LOUDNESS = 0.5
+"""Share of its stealth that is left to an attacker who floods."""
+
 SCRIPTED = -1
 """The move of an attacker who follows its profile; others are `Move` + 3 x device, or 0 to lie low."""
 
@@ -153,6 +156,8 @@ class World(NamedTuple):
     """(P, 5)"""
     class_family: NDArray[np.int64]
     """(C,)"""
+    loud: NDArray[np.bool_]
+    """(C,) floods, which can hide half as well as other traffic"""
     calm_classes: NDArray[np.int64]
     """(n,) benign classes"""
     ranges: NDArray[np.int64]
@@ -319,17 +324,16 @@ def _obey(world, site, devices, action):
         kind = 1 + (action[0] - 1) % 5
     for d in range(len(devices)):
         device = devices[d]
-        if device.pending != 0:
+        if rules.joint:
+            kind = action[d]
+        ordered = (rules.joint or d == addressed) and valid(site, device, rules.mask_protected and world.protected[d], kind)
+        if device.pending != 0:  # after the question whether the new one counts, which is answered as the mask answered it
             device.delay -= 1
             if device.delay <= 0:
                 order = device.pending
                 device.pending = 0
                 _take_effect(world, site, device, d, order)
-        if rules.joint:
-            kind = action[d]
-        elif d != addressed:
-            continue
-        if kind != Order.MONITOR and valid(site, device, rules.mask_protected and world.protected[d], kind):
+        if ordered:
             control = world.controls[kind]
             site.budget -= 1
             site.action += control.cost
@@ -513,7 +517,7 @@ def emit(world, site, devices, trail):
         device.window = following
         device.attack_shown = False
         if device.technique >= 0 and not hidden:
-            visible = (1.0 - profile.stealth * (0.5 if device.stage == Stage.IMPACT else 1.0)) * (1.0 - site.caution)
+            visible = (1.0 - profile.stealth * (LOUDNESS if world.loud[device.technique] else 1.0)) * (1.0 - site.caution)
             if uniform(key, step, d, _STEALTH) < visible:
                 following = world.successor[device.hostile] if device.hostile >= 0 else np.int32(-1)
                 evades = profile.evasion > 0.0 and uniform(key, step, d, _EVADE) < profile.evasion

@@ -142,15 +142,14 @@ class IoTEnv(gym.Env):
         """Start an episode. The same seed gives the same episode under the same actions."""
         super().reset(seed=seed)
         key = self.np_random.integers(0, 2**63, dtype=np.uint64)
-        flat = np.empty((1, self.simulation.layout.size), np.float32)
-        self.simulation.begin(np.zeros(1, np.int64), np.array([key], np.uint64), flat)
+        self.simulation.begin(np.zeros(1, np.int64), np.array([key], np.uint64))
         self._running = True
         info = self.simulation.describe()
         if self.simulation.config.env.expose_truth:
             info["truth"] = self.simulation.truth(0)
         if self.render_mode == "human":
             self.render()
-        return self._present(flat), info
+        return self._present(self.simulation.observe()), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Give an order, and let one decision interval pass.

@@ -55,25 +55,46 @@ class IoTVectorEnv(VectorEnv):
         self.single_observation_space = self.simulation.observation_space()
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.autoreset_mode = AutoresetMode.SAME_STEP
         self._generators: list[np.random.Generator] = []
 
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """Device of each index; stable across instances."""
+        return self.simulation.network.names
+
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode everywhere. `seed` s seeds environment i with s + i, as gymnasium's vector environments do."""
+        """Start an episode everywhere. `seed` s seeds environment i with s + i, as gymnasium's vector environments do.
+
+        With `options={"reset_mask": (E,) bools}`, only in the environments named there.
+        """
+        which = self._masked(options)
         if seed is None or isinstance(seed, int | np.integer):
             seeds: list[int | None] = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
         else:
             seeds = list(seed)
             if len(seeds) != self.num_envs:
                 raise UserError(f"{len(seeds)} seeds were given for {self.num_envs} environments")
+        if any(one is not None and one < 0 for one in seeds):
+            raise UserError(f"seeds must be 0 or more, not {min(one for one in seeds if one is not None)}")
         fresh = not self._generators
         for i, one in enumerate(seeds):
             if fresh:
                 self._generators.append(np.random.Generator(np.random.PCG64(one)))
-            elif one is not None:
+            elif one is not None and i in which:
                 self._generators[i] = np.random.Generator(np.random.PCG64(one))
-        flat = np.empty((self.num_envs, self.simulation.layout.size), np.float32)
-        self._begin(np.arange(self.num_envs), flat)
-        return self._present(flat), {name: np.full(self.num_envs, value) for name, value in self.simulation.describe().items()}
+        self._begin(which)
+        return self._present(self.simulation.observe()), {name: np.full(self.num_envs, value) for name, value in self.simulation.describe().items()}
+
+    def _masked(self, options: dict[str, Any] | None) -> NDArray[np.int64]:
+        if options is None or "reset_mask" not in options:
+            return np.arange(self.num_envs)
+        mask = np.asarray(options["reset_mask"])
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
+            raise UserError(f"reset_mask must be {self.num_envs} bools, at least one of them true, not {mask!r}")
+        if not self._generators and not mask.all():
+            raise UserError("reset_mask names some environments, and none of them runs yet: call reset() without it first")
+        return np.flatnonzero(mask)
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """Act in every environment: (E,) or, in joint mode, (E, D)."""
@@ -100,7 +121,8 @@ class IoTVectorEnv(VectorEnv):
                 columns[name] = np.zeros(self.num_envs)
                 columns[name][which] = column
             info |= {"final_obs": self._present(last), "_final_obs": over, "final_info": {"summary": columns, "end": end}, "_final_info": over}
-            self._begin(which, flat)
+            self._begin(which)
+            sim.observe(which, flat)
         return self._present(flat), rewards, (end == End.OVERRUN) | (end == End.EVICTED), end == End.HORIZON, info
 
     def action_masks(self) -> NDArray[np.bool_]:
@@ -136,9 +158,9 @@ class IoTVectorEnv(VectorEnv):
             generator.bit_generator.state = state
         return self._present(sim.observe())
 
-    def _begin(self, which: NDArray[np.int64], flat: NDArray[np.float32]) -> None:
+    def _begin(self, which: NDArray[np.int64]) -> None:
         keys = np.array([self._generators[i].integers(0, 2**63, dtype=np.uint64) for i in which], np.uint64)
-        self.simulation.begin(which, keys, flat)
+        self.simulation.begin(which, keys)
 
     def _present(self, flat: NDArray[np.float32]) -> Any:
         return flat if self.simulation.config.env.flatten else self.simulation.layout.named(flat)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from envs import dynamics
-from envs.attackers import cast, emission_table, profile_table
+from envs.attackers import FLOODS, cast, emission_table, profile_table
 from envs.dynamics import CONTROL, DEVICE, RULES, SITE, TERMS, Order, World
 from envs.scenarios import FAMILIES, Network, build_network
 from src.config import Config, EnvConfig, explain
@@ -143,14 +143,13 @@ class Simulation:
         """One environment's observations."""
         return self.layout.flat_space() if self.config.env.flatten else self.layout.dict_space()
 
-    def begin(self, which: NDArray[np.int64], keys: NDArray[np.uint64], out: NDArray[np.float32]) -> None:
-        """Start the episodes that `keys` name in the environments `which`, and write those rows of `out` (E, size)."""
+    def begin(self, which: NDArray[np.int64], keys: NDArray[np.uint64]) -> None:
+        """Start the episodes that `keys` name in the environments `which`."""
         self.sites[which] = np.zeros((), SITE)
         self.devices[which] = np.zeros((), DEVICE)
         dynamics.begin(self.world, self.sites, self.devices, self.trails, which, keys)
         if self.sensor is not None:
             self._read(self.sensor, self.devices["window"][which])
-        dynamics.observe(self.world, self.sites, self.devices, self.trails, which, out)
 
     def step(self, actions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Act in every environment: (E,) addressed orders, or (E, D) kinds in joint mode. Results lie in `rewards`, `terms`, `sites`.
@@ -174,10 +173,11 @@ class Simulation:
         windows = np.unique(shown)
         self.world.table[windows, -len(self.bank.sensor_names) :] = sensor.read(self.bank.raw_windows(windows)).table()
 
-    def observe(self) -> NDArray[np.float32]:
-        """(E, size) a fresh array of flat observations."""
-        out = np.empty((self.count, self.layout.size), np.float32)
-        dynamics.observe(self.world, self.sites, self.devices, self.trails, np.arange(self.count), out)
+    def observe(self, which: NDArray[np.int64] | None = None, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """(E, size) flat observations: a fresh array, or those rows of `out` written that `which` names."""
+        if out is None:
+            out = np.empty((self.count, self.layout.size), np.float32)
+        dynamics.observe(self.world, self.sites, self.devices, self.trails, np.arange(self.count) if which is None else which, out)
         return out
 
     def allowed(self) -> NDArray[np.bool_]:
@@ -291,6 +291,7 @@ def _world(config: Config, bank: TraceBank, split: str, network: Network) -> Wor
         emissions=emissions,
         emission_counts=counts,
         class_family=family,
+        loud=np.isin(family, [FAMILIES.index(name) for name in FLOODS]),
         calm_classes=calm,
         ranges=ranges,
         # Windows are sorted by split and class, so sorting these first leaves every range where it is.
