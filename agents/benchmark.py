@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from agents.baselines import SIGNALS, Constant, Random, Threshold, threshold_candidates
+from agents.bayes import BayesFilter, bayes_candidates
 from agents.planner import Planner
 from agents.training import load_policy
 from envs import IoTEnv, IoTVectorEnv
@@ -78,6 +79,11 @@ class BenchmarkRunner:
         env = self.env(self.config.eval.tuning_episodes, "agent")
         return max(threshold_candidates(env.simulation.layout, signal), key=lambda rule: play(env, rule, TUNING_SEED).mean)
 
+    def tune_bayes(self) -> BayesFilter:
+        """The Bayes filter that does best on `agent` traces; what it knows of readings is from `calibrate`."""
+        env = self.env(self.config.eval.tuning_episodes, "agent")
+        return max(bayes_candidates(self.config, self.bank, env.simulation.layout), key=lambda one: play(env, one, TUNING_SEED).mean)
+
     def champion(self, agents: Mapping[int, Path]) -> Path:
         """The trained agent that does best on `agent` traces: `test` only measures, it does not choose."""
         env = self.env(self.config.eval.tuning_episodes, "agent")
@@ -104,7 +110,7 @@ class BenchmarkRunner:
         """
         settings = self.config.eval
         env = self.env(settings.episodes)
-        tell("tuning the threshold rule on the agent's traces")
+        tell("tuning the threshold rule and the Bayes filter on the agent's traces")
         rule = self.tune()
         tell(f"playing {settings.episodes} held-out episodes a policy")
         episodes: dict[str, list[Episodes]] = {"no-op": [play(env, Constant(0), TEST_SEED)]}
@@ -115,6 +121,7 @@ class BenchmarkRunner:
         episodes["random"] = [play(env, Random(env.simulation.layout, seed=self.config.compute.seed), TEST_SEED)]
         episodes[f"best constant: {best}"] = [constants[best]]
         episodes["tuned threshold"] = [play(env, rule, TEST_SEED)]
+        episodes["Bayes filter"] = [play(env, self.tune_bayes(), TEST_SEED)]
         for _, folder in sorted(agents.items()):
             episodes.setdefault("agent", []).append(play(env, load_policy(folder, env.simulation), TEST_SEED))
         episodes["planner (sees the truth)"] = [play(env, Planner(env.simulation), TEST_SEED)]

@@ -1,14 +1,15 @@
 """Is the environment worth solving? `python -m benchmarks.env_gates [--episodes 500] [--quick]`.
 
-Gates 1, 3 and 6 of the environment's model, and of gate 2 what concerns threshold rules, on held-out traces of `clinic`.
-Real traffic is used where the folder of CICIoT2023 CSVs is given or found beside the checkout, with a predictor trained for
-it here; elsewhere the bundled synthetic bank, and the result says so. `--quick` plays 100 episodes.
+All seven gates of the environment's model, on held-out traces of `clinic`, and how the other scenarios and the held-out attackers
+compare. Real traffic is used where the folder of CICIoT2023 CSVs is given or found beside the checkout, with a predictor trained
+for it here; elsewhere the bundled synthetic bank, and the result says so. `--quick` plays 100 episodes and searches a tenth as long.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,17 +20,23 @@ from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from agents.baselines import Constant, Random, Threshold
-from agents.benchmark import TEST_SEED, BenchmarkRunner
+from agents.benchmark import TEST_SEED, TUNING_SEED, BenchmarkRunner
+from agents.exact import ExactPolicy, Model, exact_config
+from agents.exploits import evolve, named, scripts
 from agents.planner import Planner
 from benchmarks.common import Gate, launch, parser, write_result
 from envs import IoTVectorEnv
+from envs.dynamics import Order
+from envs.scenarios import SCENARIOS
 from envs.world import Layout
 from src.config import Config, load_config
 from src.data.bank import TraceBank
 from src.evaluation.rollout import Episodes, Policy, play
-from src.evaluation.statistics import difference_estimate, interval
+from src.evaluation.statistics import difference_estimate, interval, mean_estimate
 
+Gates = dict[str, Gate]
 Numbers = NDArray[np.float64]
+Rows = list[dict[str, Any]]
 
 
 def main() -> None:
@@ -41,15 +48,23 @@ def main() -> None:
     root = given.root if given.root.exists() else None
     if root is None:
         print(f"no CICIoT2023 CSVs at '{given.root}': measuring on the bundled synthetic bank")
-    config = load_config(overrides=[f"eval.episodes={episodes}", f"eval.tuning_episodes={min(episodes, 100)}", f"data.root={root or 'null'}"])
+    config = load_config(overrides=[f"eval.episodes={episodes}", f"eval.tuning_episodes={min(episodes, 200)}", f"data.root={root or 'null'}"])
     bank = TraceBank.bundled() if root is None else trained_bank(config)
     runner = BenchmarkRunner(config, bank)
-    rules = {signal: runner.tune(signal) for signal in ("risk", "anomaly")}
-    gates, rows = worth_solving(runner, rules)
-    more, sensed = sensors_matter(runner, rules)
-    gates |= more | behaves(config, bank, 50_000 if given.quick else 1_000_000)
-    data = "real" if bank.source == "real" else "synthetic"
-    write_result("env_gates", data, gates, {"policies": rows, "sensors": sensed}, given.quick)
+    rules = tuned(runner)
+    gates, policies, heuristic = worth_solving(runner, rules)
+    tables: dict[str, Rows] = {"policies": policies}
+    for part, found in {
+        "sensors": sensors_matter(runner, rules),
+        "exploits": nothing_blind_wins(runner, heuristic, 20 if given.quick else 200, 2 if given.quick else 10),
+        "solo": optimum_is_reached(config, bank, 2_000 if given.quick else 20_000),
+        "attack-free episodes": calm_is_left_alone(runner, rules),
+        "worlds": other_worlds(config, bank),
+    }.items():
+        more, tables[part] = found
+        gates |= more
+    gates |= behaves(config, bank, 50_000 if given.quick else 1_000_000)
+    write_result("env_gates", "real" if bank.source == "real" else "synthetic", gates, tables, given.quick)
 
 
 def trained_bank(config: Config) -> TraceBank:
@@ -61,57 +76,13 @@ def trained_bank(config: Config) -> TraceBank:
         return run.bank()
 
 
-def worth_solving(runner: BenchmarkRunner, rules: dict[str, Threshold]) -> tuple[dict[str, Gate], list[dict[str, Any]]]:
-    """Gate 1, no constant action solves it and little damage is beyond reach; of gate 2, the tuned threshold rules leave room."""
-    env = runner.env(runner.config.eval.episodes)
-    constants = {"no-op": play(env, Constant(0), TEST_SEED), **runner.constants(env)}
-    ranked = sorted(constants, key=lambda name: constants[name].mean)
-    played = {
-        **{name: constants[name] for name in [*ranked[:3], *ranked[-5:], "no-op"]},
-        "random": play(env, Random(env.simulation.layout, 0), TEST_SEED),
-        **{f"threshold on {name}": play(env, rule, TEST_SEED) for name, rule in rules.items()},
-        "planner": play(env, Planner(env.simulation), TEST_SEED),
-    }
-    ruled = max((played[f"threshold on {name}"] for name in rules), key=lambda episodes: episodes.mean).returns
-    best, worst, planner = constants[ranked[-1]].returns, constants[ranked[0]].returns, played["planner"].returns
-    # Nobody prevents more than whoever cuts everything off before an attack begins, whatever that costs.
-    least = min((episodes.summary["damage"] for episodes in (constants["ISOLATE all"], played["planner"])), key=lambda damage: damage.mean())
-    idle, seen = constants["no-op"].summary["damage"], played["planner"].summary["damage"]
-    rng = np.random.default_rng(0)
-
-    def ratio(what: str, target: float, op: Literal[">=", "<="], of: Callable[[NDArray[np.int64]], float]) -> Gate:
-        count = len(best)
-        samples = np.array([of(rng.integers(0, count, count)) for _ in range(runner.config.eval.bootstrap)])
-        return Gate(what, of(np.arange(count)), target, op, *interval(samples, runner.config.eval.confidence), by_interval=True)
-
-    gates = {
-        "F.gate1": ratio(
-            "planner minus best constant, as a share of the constants' range", 0.4, ">=",
-            lambda i: float((planner[i].mean() - best[i].mean()) / (best[i].mean() - worst[i].mean())),
-        ),
-        "F.gate1.prevented": ratio(
-            "preventable damage that the planner prevents", 0.9, ">=",
-            lambda i: float((idle[i].mean() - seen[i].mean()) / (idle[i].mean() - least[i].mean())),
-        ),
-        "F.gate1.unpreventable": ratio(
-            "damage left even where all devices are cut off from the start or the planner acts, as a share of no-op's", 0.1, "<=",
-            lambda i: float(least[i].mean() / idle[i].mean()),
-        ),
-    }  # fmt: skip
-    gates["F.gate2.above_constants"] = ratio(
-        "best tuned threshold rule minus best constant, as a share of planner minus best constant", 0.15, ">=",
-        lambda i: float((ruled[i].mean() - best[i].mean()) / (planner[i].mean() - best[i].mean())),
-    )  # fmt: skip
-    gates["F.gate2.room"] = ratio(
-        "planner minus best tuned threshold rule, as a share of planner minus best constant", 0.15, ">=",
-        lambda i: float((planner[i].mean() - ruled[i].mean()) / (planner[i].mean() - best[i].mean())),
-    )  # fmt: skip
-    rows = [row(name, episodes) for name, episodes in sorted(played.items(), key=lambda item: item[1].mean)]
-    return gates, rows
+def tuned(runner: BenchmarkRunner) -> dict[str, Policy]:
+    """The scripted defenders that read sensors, each at its best on `agent` traces."""
+    return {**{f"threshold on {signal}": runner.tune(signal) for signal in ("risk", "anomaly")}, "Bayes filter": runner.tune_bayes()}
 
 
 def row(name: str, episodes: Episodes) -> dict[str, Any]:
-    """A line of the table."""
+    """A line of a table."""
     return {
         "policy": name,
         "return": episodes.mean,
@@ -120,6 +91,55 @@ def row(name: str, episodes: Episodes) -> dict[str, Any]:
         "service_loss": float(episodes.summary["service"].mean()),
         "healthy_service": float(episodes.summary["healthy_service"].mean()),
     }
+
+
+def worth_solving(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tuple[Gates, Rows, Episodes]:
+    """Gate 1, no constant action solves it and little damage is beyond reach; gate 2, the best scripts on sensors leave room."""
+    env = runner.env(runner.config.eval.episodes)
+    constants = {"no-op": play(env, Constant(0), TEST_SEED), **runner.constants(env)}
+    ranked = sorted(constants, key=lambda name: constants[name].mean)
+    heuristics = {name: play(env, rule, TEST_SEED) for name, rule in rules.items()}
+    played = {
+        **{name: constants[name] for name in [*ranked[:3], *ranked[-5:], "no-op"]},
+        "random": play(env, Random(env.simulation.layout, 0), TEST_SEED),
+        **heuristics,
+        "planner": play(env, Planner(env.simulation), TEST_SEED),
+    }
+    threshold = max((heuristics[name] for name in rules if name.startswith("threshold")), key=lambda one: one.mean)
+    heuristic = max(heuristics.values(), key=lambda one: one.mean)
+    best, worst, planner = constants[ranked[-1]].returns, constants[ranked[0]].returns, played["planner"].returns
+    # Nobody prevents more than whoever cuts everything off before an attack begins, whatever that costs.
+    least = min((one.summary["damage"] for one in (constants["ISOLATE all"], played["planner"])), key=lambda damage: damage.mean())
+    idle, seen = constants["no-op"].summary["damage"], played["planner"].summary["damage"]
+    rng = np.random.default_rng(0)
+
+    def ratio(what: str, target: float, op: Literal[">=", "<="], above: Numbers, below: Numbers, of_above: Numbers, of_below: Numbers) -> Gate:
+        """(above - below) / (of_above - of_below), resampled over episodes."""
+
+        def share(i: NDArray[np.int64]) -> float:
+            return float((above[i].mean() - below[i].mean()) / (of_above[i].mean() - of_below[i].mean()))
+
+        samples = np.array([share(rng.integers(0, len(best), len(best))) for _ in range(runner.config.eval.bootstrap)])
+        return Gate(what, share(np.arange(len(best))), target, op, *interval(samples, runner.config.eval.confidence), by_interval=True)
+
+    none = np.zeros_like(best)
+    ruled, filtered, strongest = threshold.returns, heuristics["Bayes filter"].returns, heuristic.returns
+    above = difference_estimate(filtered, ruled, runner.config.eval.bootstrap, runner.config.eval.confidence, rng)
+    gates = {
+        "F.gate1": ratio("planner minus best constant, as a share of the constants' range", 0.4, ">=", planner, best, best, worst),
+        "F.gate1.prevented": ratio("preventable damage that the planner prevents", 0.9, ">=", idle, seen, idle, least),
+        "F.gate1.unpreventable": ratio(
+            "damage left even where all devices are cut off from the start or the planner acts, as a share of no-op's", 0.1, "<=", least, none, idle, none
+        ),
+        "F.gate2.above_constants": ratio(
+            "best tuned threshold rule minus best constant, as a share of planner minus best constant", 0.15, ">=", ruled, best, planner, best
+        ),
+        "F.gate2.bayes": Gate(
+            "return of the Bayes filter minus that of the best tuned threshold rule", above.value, 0.0, ">", above.low, above.high, by_interval=True
+        ),
+        "F.gate2.room": ratio("planner minus best tuned heuristic, as a share of planner minus best constant", 0.15, ">=", planner, strongest, planner, best),
+    }
+    return gates, [row(name, episodes) for name, episodes in sorted(played.items(), key=lambda item: item[1].mean)], heuristic
 
 
 @dataclass(frozen=True)
@@ -138,34 +158,135 @@ class Shuffled:
         return self.policy.predict(self.layout.join(moved), state, episode_start, deterministic)
 
 
-def sensors_matter(runner: BenchmarkRunner, rules: dict[str, Threshold]) -> tuple[dict[str, Gate], list[dict[str, Any]]]:
-    """Gate 3: noise in a sensor, or shuffled observations, lower the return of the rule that reads it."""
+def sensors_matter(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tuple[Gates, Rows]:
+    """Gate 3: noise in a sensor, or shuffled observations, lower the return of the policies that read it."""
     config = runner.config
     env = runner.env(config.eval.episodes)
-    layout = env.simulation.layout
     rng = np.random.default_rng(1)
-    gates, rows = {}, []
+    gates: Gates = {}
+    rows: Rows = []
     for name, rule in rules.items():
         intact = play(env, rule, TEST_SEED)
-        blind = runner.blinded(name)
-        controls = {
-            "noise": play(blind.env(config.eval.episodes), rule, TEST_SEED),
-            "noise, tuned again": play(blind.env(config.eval.episodes), blind.tune(name), TEST_SEED),
-            "observations shuffled": play(env, Shuffled(rule, layout, rng), TEST_SEED),
-        }
-        rows.append({**row(f"threshold on {name}", intact), "rule": str(rule)})
+        rows.append({**row(name, intact), "rule": str(rule)})
+        controls = {"observations shuffled": play(env, Shuffled(rule, env.simulation.layout, rng), TEST_SEED)}
+        read = (rule.signal,) if isinstance(rule, Threshold) else ("families", "risk", "uncertainty", "anomaly")
+        for sensor in read:
+            blind = runner.blinded(sensor)
+            controls[f"noise for {sensor}"] = play(blind.env(config.eval.episodes), rule, TEST_SEED)
+            if isinstance(rule, Threshold):
+                controls[f"noise for {sensor}, tuned again"] = play(blind.env(config.eval.episodes), blind.tune(sensor), TEST_SEED)
         for control, episodes in controls.items():
-            rows.append({**row(f"threshold on {name}: {control}", episodes), "rule": ""})
+            rows.append({**row(f"{name}: {control}", episodes), "rule": ""})
             lost = difference_estimate(intact.returns, episodes.returns, config.eval.bootstrap, config.eval.confidence, rng)
-            key = f"F.gate3.{name}.{control.replace(',', '').replace(' ', '_')}"
-            gates[key] = Gate(f"return that the threshold rule on {name} loses by {control}", lost.value, 0.0, ">", lost.low, lost.high, by_interval=True)
+            key = f"F.gate3.{_key(name)}.{_key(control)}"
+            gates[key] = Gate(f"return that the {name} loses by {control}", lost.value, 0.0, ">", lost.low, lost.high, by_interval=True)
     return gates, rows
 
 
-def behaves(config: Config, bank: TraceBank, steps: int) -> dict[str, Gate]:
+def _key(words: str) -> str:
+    return words.removeprefix("threshold on ").replace(",", "").replace(" ", "_")
+
+
+def nothing_blind_wins(runner: BenchmarkRunner, heuristic: Episodes, count: int, generations: int) -> tuple[Gates, Rows]:
+    """Gate 4: ping-pong, always-restore, periodic scripts, the best of many random ones and of an evolution stay below the rule."""
+    env, ground = runner.env(runner.config.eval.episodes), runner.env(50, "agent")
+    layout = env.simulation.layout
+    rng = np.random.default_rng(2)
+
+    def fitness(script: Policy) -> float:
+        return play(ground, script, TUNING_SEED).mean
+
+    drawn = sorted(itertools.islice(scripts(layout, rng), count), key=fitness, reverse=True)
+    found: dict[str, dict[str, Policy]] = {
+        "named": {**named(layout)},
+        "random": {f"best of {count} random scripts: {drawn[0]}": drawn[0]},
+    }
+    bred = evolve(drawn[:20], fitness, rng, generations, 40)
+    found["evolved"] = {f"best after {generations} generations: {bred}": bred}
+    gates: Gates = {}
+    rows = [row("best tuned heuristic", heuristic)]
+    for kind, policies in found.items():
+        played = {name: play(env, policy, TEST_SEED) for name, policy in policies.items()}
+        rows += [row(name, episodes) for name, episodes in played.items()]
+        best = max(played.values(), key=lambda episodes: episodes.mean)
+        ahead = difference_estimate(heuristic.returns, best.returns, runner.config.eval.bootstrap, runner.config.eval.confidence, rng)
+        what = f"return of the best tuned heuristic minus that of the best blind script ({kind})"
+        gates[f"F.gate4.{kind}"] = Gate(what, ahead.value, 0.0, ">", ahead.low, ahead.high, by_interval=True)
+    return gates, rows
+
+
+def optimum_is_reached(config: Config, bank: TraceBank, episodes: int) -> tuple[Gates, Rows]:
+    """Gate 5: on `solo`, the environment's mean return under the policy of value iteration is the value that it computed."""
+    world = exact_config(config)
+    model = Model(world)
+    solution = model.solve()
+    env = IoTVectorEnv(episodes, bank=bank, split="test", config=world, flatten=True)
+    played = play(env, ExactPolicy(env.simulation, model, solution), TEST_SEED)
+    rng = np.random.default_rng(3)
+    seen = mean_estimate(played.returns, config.eval.bootstrap, 0.99, rng)
+    off = abs(seen.value - solution.value)
+    gate = Gate(
+        "distance between the mean return under the optimal policy of `solo` and the value computed by value iteration, in half 99 % intervals",
+        off / ((seen.high - seen.low) / 2), 1.0, "<=",
+    )  # fmt: skip
+    computed = {"optimum": solution.value, "planner": model.evaluate(model.orders_of(Planner, bank)).value}
+    computed |= {f"{order.name} always": model.evaluate(np.full(len(model.states), order)).value for order in Order}
+    policies: dict[str, Policy] = {"planner": Planner(env.simulation), **{f"{order.name} always": Constant(int(order)) for order in Order}}
+    returns = {"optimum": played, **{name: play(env, policy, TEST_SEED) for name, policy in policies.items()}}
+    rows = [{**row(name, one), "computed": computed[name]} for name, one in returns.items()]
+    return {"F.gate5": gate}, rows
+
+
+def calm_is_left_alone(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tuple[Gates, Rows]:
+    """Gate 7: in attack-free episodes no constant beats doing nothing; how often each policy cuts off healthy devices there."""
+    config = runner.config
+    calm = BenchmarkRunner(config.model_copy(update={"env": config.env.model_copy(update={"attack_free": 1.0})}), runner.bank)
+    env = calm.env(config.eval.episodes)
+    idle = play(env, Constant(0), TEST_SEED)
+    constants = calm.constants(env)
+    nearest = max(constants, key=lambda name: constants[name].mean)
+    ahead = idle.returns - constants[nearest].returns
+    gate = Gate("no-op minus the best other constant in attack-free episodes, in the worst of them", float(ahead.min()), 0.0, ">=")
+    policies: dict[str, Policy] = {**rules, "planner": Planner(env.simulation)}
+    played = {"no-op": idle, f"best other constant: {nearest}": constants[nearest], **{name: play(env, one, TEST_SEED) for name, one in policies.items()}}
+    hours = config.env.step_seconds / 3600.0
+    rows = []
+    for name, episodes in played.items():
+        days = episodes.summary["steps"].sum() * hours / 24.0 * env.simulation.layout.devices
+        rows.append({**row(name, episodes), "false_downtime_hours_per_device_day": float(episodes.summary["false_isolation"].sum() * hours / days)})
+    return {"F.gate7": gate}, rows
+
+
+def other_worlds(config: Config, bank: TraceBank) -> tuple[Gates, Rows]:
+    """Every scenario and both sides of attackers: what doing nothing, the best kind on all devices, the rules and the planner come to."""
+    rows: Rows = []
+    for scenario in SCENARIOS:
+        for side in ("train", "held_out"):
+            env_config = config.env.model_copy(update={"scenario": scenario, "attackers": side})
+            runner = BenchmarkRunner(config.model_copy(update={"env": env_config}), bank)
+            env = runner.env(config.eval.episodes)
+            joint = runner.env(config.eval.episodes, mode="joint")
+            devices = env.simulation.layout.devices
+            constants = [play(joint, Constant(int(order), devices), TEST_SEED).mean for order in list(Order)[1:]]
+            at_home = BenchmarkRunner(config.model_copy(update={"env": env_config.model_copy(update={"attackers": "train"})}), bank)
+            rows.append(
+                {
+                    "scenario": scenario,
+                    "attackers": side.replace("_", " "),
+                    "no-op": play(env, Constant(0), TEST_SEED).mean,
+                    "best kind on all devices": max(constants),
+                    "threshold on risk": play(env, at_home.tune(), TEST_SEED).mean,
+                    "Bayes filter": play(env, at_home.tune_bayes(), TEST_SEED).mean,
+                    "planner": play(env, Planner(env.simulation), TEST_SEED).mean,
+                }
+            )
+    return {}, rows
+
+
+def behaves(config: Config, bank: TraceBank, steps: int) -> Gates:
     """Gate 6: check_env without a warning, bounds kept, and the same seed twice."""
     complaints = 0
-    variants: list[dict[str, Any]] = [{}, {"flatten": True}, {"action_mode": "joint"}]
+    variants: list[dict[str, Any]] = [{}, {"flatten": True}, {"action_mode": "joint"}, {"history": 4, "telemetry_delay": 2}, {"scenario": "campus"}]
     for settings in variants:
         for check in (check_env, sb3_check_env):
             with warnings.catch_warnings(record=True) as heard:
