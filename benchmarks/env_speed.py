@@ -211,7 +211,7 @@ def peers_python(folder: Path, install: bool) -> Path | None:
         return None
     print(f"installing the peers into '{folder}', once ...", flush=True)
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
     if subprocess.run([*pip, "-r", REQUIREMENTS], check=False).returncode == 0:
         mark.write_text(wanted, encoding="utf-8")
         return python
