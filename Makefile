@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-BENCHMARKS := profile_fidelity env_gates main_job
+BENCHMARKS := profile_fidelity env_gates env_speed main_job
 
 .PHONY: setup run test check test-all bench
 .DEFAULT_GOAL := run

@@ -2,14 +2,15 @@
 
 All seven gates of the environment's model, on held-out traces of `clinic`, and how the other scenarios and the held-out attackers
 compare. Real traffic is used where the folder of CICIoT2023 CSVs is given or found beside the checkout, with a predictor trained
-for it here; elsewhere the bundled synthetic bank, and the result says so. `--quick` plays 100 episodes and searches a tenth as long.
+for it here; elsewhere the bundled synthetic bank, and the result says so. `--quick` plays 200 episodes, tunes on 50, searches a tenth as
+long and leaves out the scenarios above twelve devices.
 """
 
 from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,22 +45,22 @@ def main() -> None:
     words = parser(__doc__, data=True)
     words.add_argument("--episodes", type=int, default=500, help="a policy")
     given = words.parse_args()
-    episodes = 100 if given.quick else given.episodes
+    episodes, tuning = (200, 50) if given.quick else (given.episodes, min(given.episodes, 200))
     root = given.root if given.root.exists() else None
     if root is None:
         print(f"no CICIoT2023 CSVs at '{given.root}': measuring on the bundled synthetic bank")
-    config = load_config(overrides=[f"eval.episodes={episodes}", f"eval.tuning_episodes={min(episodes, 200)}", f"data.root={root or 'null'}"])
+    config = load_config(overrides=[f"eval.episodes={episodes}", f"eval.tuning_episodes={tuning}", f"data.root={root or 'null'}"])
     bank = TraceBank.bundled() if root is None else trained_bank(config)
     runner = BenchmarkRunner(config, bank)
     rules = tuned(runner)
-    gates, policies, heuristic = worth_solving(runner, rules)
+    gates, policies, threshold = worth_solving(runner, rules)
     tables: dict[str, Rows] = {"policies": policies}
     for part, found in {
         "sensors": sensors_matter(runner, rules),
-        "exploits": nothing_blind_wins(runner, heuristic, 20 if given.quick else 200, 2 if given.quick else 10),
+        "exploits": nothing_blind_wins(runner, threshold, 20 if given.quick else 200, 2 if given.quick else 10),
         "solo": optimum_is_reached(config, bank, 2_000 if given.quick else 20_000),
         "attack-free episodes": calm_is_left_alone(runner, rules),
-        "worlds": other_worlds(config, bank),
+        "worlds": other_worlds(config, bank, SCENARIOS[:2] if given.quick else SCENARIOS),
     }.items():
         more, tables[part] = found
         gates |= more
@@ -139,7 +140,7 @@ def worth_solving(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tuple
         ),
         "F.gate2.room": ratio("planner minus best tuned heuristic, as a share of planner minus best constant", 0.15, ">=", planner, strongest, planner, best),
     }
-    return gates, [row(name, episodes) for name, episodes in sorted(played.items(), key=lambda item: item[1].mean)], heuristic
+    return gates, [row(name, episodes) for name, episodes in sorted(played.items(), key=lambda item: item[1].mean)], threshold
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _key(words: str) -> str:
     return words.removeprefix("threshold on ").replace(",", "").replace(" ", "_")
 
 
-def nothing_blind_wins(runner: BenchmarkRunner, heuristic: Episodes, count: int, generations: int) -> tuple[Gates, Rows]:
+def nothing_blind_wins(runner: BenchmarkRunner, threshold: Episodes, count: int, generations: int) -> tuple[Gates, Rows]:
     """Gate 4: ping-pong, always-restore, periodic scripts, the best of many random ones and of an evolution stay below the rule."""
     env, ground = runner.env(runner.config.eval.episodes), runner.env(50, "agent")
     layout = env.simulation.layout
@@ -204,13 +205,13 @@ def nothing_blind_wins(runner: BenchmarkRunner, heuristic: Episodes, count: int,
     bred = evolve(drawn[:20], fitness, rng, generations, 40)
     found["evolved"] = {f"best after {generations} generations: {bred}": bred}
     gates: Gates = {}
-    rows = [row("best tuned heuristic", heuristic)]
+    rows = [row("best tuned threshold rule", threshold)]
     for kind, policies in found.items():
         played = {name: play(env, policy, TEST_SEED) for name, policy in policies.items()}
         rows += [row(name, episodes) for name, episodes in played.items()]
         best = max(played.values(), key=lambda episodes: episodes.mean)
-        ahead = difference_estimate(heuristic.returns, best.returns, runner.config.eval.bootstrap, runner.config.eval.confidence, rng)
-        what = f"return of the best tuned heuristic minus that of the best blind script ({kind})"
+        ahead = difference_estimate(threshold.returns, best.returns, runner.config.eval.bootstrap, runner.config.eval.confidence, rng)
+        what = f"return of the best tuned threshold rule minus that of the best blind script ({kind})"
         gates[f"F.gate4.{kind}"] = Gate(what, ahead.value, 0.0, ">", ahead.low, ahead.high, by_interval=True)
     return gates, rows
 
@@ -243,10 +244,10 @@ def calm_is_left_alone(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> 
     calm = BenchmarkRunner(config.model_copy(update={"env": config.env.model_copy(update={"attack_free": 1.0})}), runner.bank)
     env = calm.env(config.eval.episodes)
     idle = play(env, Constant(0), TEST_SEED)
-    constants = calm.constants(env)
+    constants = {name: played for name, played in calm.constants(env).items() if not name.startswith(Order.RELEASE.name)}  # which does nothing here
     nearest = max(constants, key=lambda name: constants[name].mean)
     ahead = idle.returns - constants[nearest].returns
-    gate = Gate("no-op minus the best other constant in attack-free episodes, in the worst of them", float(ahead.min()), 0.0, ">=")
+    gate = Gate("no-op minus the best other constant in attack-free episodes, in the worst of them", float(ahead.min()), 0.0, ">")
     policies: dict[str, Policy] = {**rules, "planner": Planner(env.simulation)}
     played = {"no-op": idle, f"best other constant: {nearest}": constants[nearest], **{name: play(env, one, TEST_SEED) for name, one in policies.items()}}
     hours = config.env.step_seconds / 3600.0
@@ -257,10 +258,10 @@ def calm_is_left_alone(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> 
     return {"F.gate7": gate}, rows
 
 
-def other_worlds(config: Config, bank: TraceBank) -> tuple[Gates, Rows]:
-    """Every scenario and both sides of attackers: what doing nothing, the best kind on all devices, the rules and the planner come to."""
+def other_worlds(config: Config, bank: TraceBank, scenarios: Sequence[str]) -> tuple[Gates, Rows]:
+    """Scenarios and both sides of attackers: what doing nothing, the best kind on all devices, the rules and the planner come to."""
     rows: Rows = []
-    for scenario in SCENARIOS:
+    for scenario in scenarios:
         for side in ("train", "held_out"):
             env_config = config.env.model_copy(update={"scenario": scenario, "attackers": side})
             runner = BenchmarkRunner(config.model_copy(update={"env": env_config}), bank)

@@ -72,6 +72,7 @@ def gates(*names: str) -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "policies": policies,
     "env_gates": lambda: gates("env_gates"),
+    "env_speed": lambda: gates("env_speed"),
     "profile_fidelity": lambda: gates("profile_fidelity"),
 }
 

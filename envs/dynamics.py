@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from envs.attackers import Stage
 
 # Nothing here allocates or keeps an array, so counting references to them is left out: it was more than half of a step.
-_COMPILED: dict[str, Any] = {"cache": True, "_nrt": False}
+_COMPILED: dict[str, Any] = {"cache": True, "_nrt": False, "error_model": "numpy"}
 _INNER: dict[str, Any] = {**_COMPILED, "forceinline": True}
 
 

@@ -114,7 +114,7 @@ class IoTVectorEnv(VectorEnv):
         over = end != End.RUNNING
         if over.any():
             which = np.flatnonzero(over)
-            last = np.zeros_like(flat)
+            last = np.zeros(flat.shape, np.float32)
             last[which] = flat[which]
             columns = {}
             for name, column in sim.summaries(which).items():

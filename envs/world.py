@@ -37,19 +37,19 @@ class Layout:
 
     CONTEXT = 2
 
-    @property
+    @cached_property
     def parts(self) -> dict[str, int]:
         """Floats a device of each part, in their order."""
         past = {"past": (self.history - 1) * (self.features + self.sensors)} if self.history > 1 else {}
         first = {"features": self.features, "sensors": self.sensors, **past}
         return {**first, "trend": 3, "controls": 5, "service": 1, "silent": 1, "valid": KINDS, "device": 5}
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Floats a device."""
         return sum(self.parts.values())
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Floats in all."""
         return self.devices * self.width + self.CONTEXT

@@ -23,8 +23,10 @@ def test_the_environment_is_worth_solving_at_small_size(tmp_path: Path) -> None:
     assert set(found) == FIELDS
     # The synthetic profile's attacks stand out more than real ones, so what hangs on the sensors' faults is asked of real rows only.
     real = found["data"] == "real"
-    asked = {key: gate for key, gate in found["gates"].items() if real or key.startswith(("F.gate1", "F.gate3.risk", "F.gate6"))}
-    assert {key.split(".")[1] for key in asked} >= {"gate1", "gate3", "gate6"}
+    asked = {
+        key: gate for key, gate in found["gates"].items() if real or key.startswith(("F.gate1", "F.gate3.risk", "F.gate4", "F.gate5", "F.gate6", "F.gate7"))
+    }
+    assert {key.split(".")[1] for key in asked} >= {f"gate{number}" for number in (1, 3, 4, 5, 6, 7)}
     assert [key for key, gate in asked.items() if not gate["met"]] == []
 
 
