@@ -1,9 +1,9 @@
-"""An attacker learns against a defender who is tuned against it in turn: `python -m examples.self_play [--rounds 2] [--steps 200000]`.
+"""Attacker and defender answer each other in turn: `python -m examples.self_play [--rounds 3] [--steps 300000]`.
 
-In each round the defender takes the threshold rule on risk that does best against the attacker of the round before (first, a
-greedy one), and the attacker learns against that rule: alternating best responses, the defender's within a grid, the
-attacker's by MaskablePPO (Huang and Ontañón 2022). In the end every attacker meets every defender on held-out traces. The
-traffic is the bundled synthetic bank. About two minutes on one core.
+The defender takes the threshold rule on risk that does best against the scripted attackers, and an attacker learns against that
+rule, by MaskablePPO (Huang and Ontañón 2022). In the next round the rule is tuned against that attacker, which then learns on
+against the new rule: alternating best responses, as far as a grid and PPO find them. In the end every attacker meets every
+defender on held-out traces, beside a random attacker and a greedy one. The traffic is the bundled synthetic bank.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from sb3_contrib import MaskablePPO
+from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.attackers import GreedyAttacker, RandomAttacker
 from agents.baselines import Constant, Threshold
@@ -36,14 +37,14 @@ TUNING_SEED, TEST_SEED = 500_000, 1_000_000
 
 @dataclass(frozen=True)
 class Learned:
-    """A trained attacker, which keeps to the moves that its observation allows."""
+    """A trained attacker. It keeps to the moves that its observation allows, and draws among them: who can be foreseen can be stopped."""
 
     model: MaskablePPO
     layout: AttackerLayout
 
     def predict(self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, Any]:
         """(E,)"""
-        return self.model.predict(observation, deterministic=deterministic, action_masks=moves_allowed(self.layout, observation))
+        return self.model.predict(observation, deterministic=False, action_masks=moves_allowed(self.layout, observation))
 
 
 def rules(layout: Layout) -> Iterable[Threshold]:
@@ -54,19 +55,22 @@ def rules(layout: Layout) -> Iterable[Threshold]:
             yield Threshold(layout, "risk", high / 2, Order.BLOCK, high, strong, calm=high / 4)
 
 
-def tuned(attacker: Opponent) -> Threshold:
-    """The defender's best response among the rules."""
-    env = IoTDuelVectorEnv(100, "defender", attacker, scenario=SCENARIO)
+def tuned(attacker: Opponent | None) -> Threshold:
+    """The defender's best response among the rules; None is the attackers' own script, under the settings of `IoTEnv`."""
+    env = IoTVectorEnv(100, scenario=SCENARIO, flatten=True) if attacker is None else IoTDuelVectorEnv(100, "defender", attacker, scenario=SCENARIO)
     return max(rules(env.simulation.layout), key=lambda rule: play(env, rule, TUNING_SEED).mean)
 
 
-def learn(defender: Opponent, steps: int, seed: int) -> Learned:
-    """The attacker's best response, as far as it learns it."""
+def learn(defender: Opponent, steps: int, seed: int, former: Learned | None) -> Learned:
+    """The attacker's best response, as far as it learns it, from what it knew before."""
     env = IoTDuelVectorEnv(128, "attacker", defender, scenario=SCENARIO)
+    scaled = VecNormalize(IoTSB3VecEnv(cast(IoTVectorEnv, env)), norm_obs=False)
     model = MaskablePPO(
-        "MlpPolicy", IoTSB3VecEnv(cast(IoTVectorEnv, env)), n_steps=32, batch_size=1024, n_epochs=4, learning_rate=1e-3, gamma=0.99, ent_coef=0.01,
+        "MlpPolicy", scaled, n_steps=32, batch_size=1024, n_epochs=4, learning_rate=1e-3, gamma=0.99, ent_coef=0.01,
         seed=seed, device="cpu", policy_kwargs={"net_arch": [64, 64]},
     )  # fmt: skip
+    if former is not None:
+        model.policy.load_state_dict(former.model.policy.state_dict())
     return Learned(model.learn(steps), env.layout)
 
 
@@ -81,8 +85,8 @@ def meet(defender: Opponent, attacker: Opponent | None, episodes: int) -> Episod
 def main() -> None:
     """Play the rounds, and print who does how much damage to whom."""
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--rounds", type=int, default=2)
-    words.add_argument("--steps", type=int, default=200_000, help="of the attacker's training, a round")
+    words.add_argument("--rounds", type=int, default=3)
+    words.add_argument("--steps", type=int, default=300_000, help="of the attacker's training, a round")
     words.add_argument("--episodes", type=int, default=500, help="of each pair's meeting")
     words.add_argument("--seed", type=int, default=0)
     given = words.parse_args()
@@ -92,25 +96,24 @@ def main() -> None:
 
     env = IoTVectorEnv(1, scenario=SCENARIO, flatten=True)
     layout = AttackerLayout(env.simulation.layout.devices)
-    greedy = GreedyAttacker(layout)
-    attackers: dict[str, Opponent | None] = {"scripted": None, "random": RandomAttacker(layout, given.seed), "greedy": greedy}
+    attackers: dict[str, Opponent | None] = {"scripted": None, "random": RandomAttacker(layout, given.seed), "greedy": GreedyAttacker(layout)}
     defenders: dict[str, Opponent] = {"no-op": Constant(0)}
-    latest: Opponent = greedy
-    for round_ in range(1, given.rounds + 1):
-        rule = tuned(latest)
-        defenders[f"rule {round_}"] = rule
-        latest = learn(rule, given.steps, given.seed + round_)
-        attackers[f"learned {round_}"] = latest
-        console.print(f"round {round_}: rule {round_} is {rule}; learned {round_} trained {given.steps:,} steps against it ({time.perf_counter() - began:.0f} s)")
+    attacker: Learned | None = None
+    for turn in range(1, given.rounds + 1):
+        rule = tuned(attacker)
+        if rule not in defenders.values():
+            defenders[f"rule {turn}"] = rule
+        attackers[f"learned {turn}"] = attacker = learn(rule, given.steps, given.seed + turn, attacker)
+        console.print(f"round {turn}, {time.perf_counter() - began:.0f} s: the best rule is {rule}; learned {turn} had {given.steps:,} steps against it")
 
-    table = Table(title=f"Mean damage an episode +- standard error, and the defender's mean return; {SCENARIO}, {given.episodes} held-out episodes a pair")
+    table = Table(title=f"Mean damage +- standard error (defender's mean return)\n{SCENARIO}, {given.episodes} held-out episodes a pair")
     table.add_column("attacker")
     for name in defenders:
         table.add_column(name, justify="right")
-    for name, attacker in attackers.items():
+    for name, one in attackers.items():
         cells = []
-        for defender in defenders.values():
-            met = meet(defender, attacker, given.episodes)
+        for other in defenders.values():
+            met = meet(other, one, given.episodes)
             damage = met.summary["damage"]
             cells.append(f"{damage.mean():.2f} +- {damage.std() / np.sqrt(len(damage)):.2f} ({met.mean:.1f})")
         table.add_row(name, *cells)
