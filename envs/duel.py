@@ -154,7 +154,8 @@ class IoTDuel(ParallelEnv):
     answers). A stopped attempt to break in costs patience, and so does a foothold isolated or lost; without patience no new
     device is turned to. Where a scripted attacker would change source, technique or target by itself, or hide when it was
     noticed, an agent decides. `infos["attacker"]["action_mask"]` says which moves would change something, as far as the attacker
-    can know before the defender's order; the others are passed over, and work goes on.
+    can know before the defender's order, and allows ADVANCE where work goes on anyway, for that is how to let it go on without a
+    change; the others are passed over, and work goes on too.
 
     ## The attacker's observations
     A `Dict` of `Box`es in [0, 1] (float32, 1-D, device by device), or with `flatten=True` one `Box` with the parts in this order.
@@ -165,7 +166,7 @@ class IoTDuel(ParallelEnv):
     | `known`       | 1               | it was attacked before, so nothing need be probed                                    |
     | `reachable`   | 1               | from the internet, from inside, or from a foothold that answers                       |
     | `stopped`     | 1               | the last attempt there was stopped (by a limit, a block, or because nothing answered) |
-    | `silent`      | 1               | a foothold that does not answer: isolated, or being restored                          |
+    | `silent`      | 1               | a foothold that does not answer: isolated, or being restored (lost patience tells which) |
     | `pressing`    | 1               | a foothold told to do harm                                                            |
     | `exposed`     | 1               | the internet reaches its zone                                                         |
     | `criticality` | 1               | what it is worth, as a share of the most; 0 until `known`                             |
@@ -182,13 +183,13 @@ class IoTDuel(ParallelEnv):
     With an attacker who is an agent, `attack_free` is 0 and `start_range` (0, 0) unless they are given here, whatever the
     configuration says; else all is as in `IoTEnv`. Both agents end together, and `infos[agent]["end"]` names how. The defender's
     `info` is `IoTEnv`'s. `action_mask` is what `action_space(agent).sample(mask)` takes (int8; a tuple a device in joint mode).
-    There is no rendering: `render_mode` is None.
+    `render_mode` as in `IoTEnv`; the attacker's stages are shown only with `expose_truth`.
 
     ## Version history
     v0: first version.
     """  # noqa: E501  (tables)
 
-    metadata = {"name": "iot_duel_v0", "render_modes": [], "is_parallelizable": True}  # noqa: RUF012
+    metadata = {**IoTEnv.metadata, "name": "iot_duel_v0", "is_parallelizable": True}  # noqa: RUF012
 
     def __init__(
         self,
@@ -199,7 +200,7 @@ class IoTDuel(ParallelEnv):
         split: str = "agent",
         config: Config | None = None,
         sensor: Sensor | None = None,
-        render_mode: None = None,
+        render_mode: str | None = None,
         **settings: Any,
     ) -> None:
         """Build the world; arguments as for `IoTEnv`.
@@ -211,7 +212,7 @@ class IoTDuel(ParallelEnv):
             split: side of the bank that is played.
             config: the whole configuration.
             sensor: what reads the windows where `env.sensors` is `live`.
-            render_mode: None.
+            render_mode: None, `human`, `ansi` or `rgb_array`.
             settings: keys of the `env` section, to replace the configuration's.
 
         Raises:
@@ -219,11 +220,10 @@ class IoTDuel(ParallelEnv):
         """
         if attacker not in ("agent", "scripted"):
             raise UserError(f"unknown attacker '{attacker}': allowed: agent, scripted")
-        if render_mode is not None:
-            raise UserError("the duel does not render; render an IoTEnv")
-        self.render_mode = None
+        self.render_mode = render_mode
         self.played = attacker == "agent"
-        self.env = IoTEnv(scenario, bank=bank, split=split, config=config, sensor=sensor, **(_immediate(settings) if self.played else settings))
+        chosen = _immediate(settings) if self.played else settings
+        self.env = IoTEnv(scenario, bank=bank, split=split, config=config, sensor=sensor, render_mode=render_mode, **chosen)
         D = self.env.simulation.layout.devices
         self.layout = AttackerLayout(D)
         self._flat = self.env.simulation.config.env.flatten
@@ -294,11 +294,12 @@ class IoTDuel(ParallelEnv):
             infos["attacker"] = {**told, "action_mask": moves_allowed(self.layout, flat).astype(np.int8)}
         return observations, infos
 
-    def render(self) -> None:
-        """Nothing."""
+    def render(self) -> Any:
+        """What `IoTEnv.render` shows."""
+        return self.env.render()
 
     def close(self) -> None:
-        """Close the network."""
+        """Stop redrawing the terminal."""
         self.env.close()
 
 

@@ -1,9 +1,10 @@
-"""Attacker and defender answer each other in turn: `python -m examples.self_play [--rounds 3] [--steps 300000]`.
+"""Attacker and defender answer each other in turn: `python -m examples.self_play [--rounds 3] [--steps 300000] [--save]`.
 
 The defender takes the threshold rule on risk that does best against the scripted attackers, and an attacker learns against that
 rule, by MaskablePPO (Huang and Ontañón 2022). In the next round the rule is tuned against that attacker, which then learns on
 against the new rule: alternating best responses, as far as a grid and PPO find them. In the end every attacker meets every
 defender on held-out traces, beside a random attacker and a greedy one. The traffic is the bundled synthetic bank.
+`--save` keeps the table as `benchmarks/results/self_play.json`, of which `python -m benchmarks.report` makes that of docs/duel.md.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 from sb3_contrib import MaskablePPO
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.attackers import GreedyAttacker, RandomAttacker
 from agents.baselines import Constant, Threshold
 from agents.vec_env import IoTSB3VecEnv
+from benchmarks.common import write_result
 from envs import IoTVectorEnv
 from envs.duel import AttackerLayout, IoTDuelVectorEnv, Opponent, moves_allowed
 from envs.dynamics import Order
 from envs.world import Layout
 from src.evaluation.rollout import Episodes, play
+from src.evaluation.statistics import mean_estimate
+from src.evaluation.tables import print_table
 
 SCENARIO = "clinic"
 TUNING_SEED, TEST_SEED = 500_000, 1_000_000
@@ -89,6 +92,7 @@ def main() -> None:
     words.add_argument("--steps", type=int, default=300_000, help="of the attacker's training, a round")
     words.add_argument("--episodes", type=int, default=500, help="of each pair's meeting")
     words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--save", action="store_true", help="keep the table as a result file")
     given = words.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -106,19 +110,21 @@ def main() -> None:
         attackers[f"learned {turn}"] = attacker = learn(rule, given.steps, given.seed + turn, attacker)
         console.print(f"round {turn}, {time.perf_counter() - began:.0f} s: the best rule is {rule}; learned {turn} had {given.steps:,} steps against it")
 
-    table = Table(title=f"Mean damage +- standard error (defender's mean return)\n{SCENARIO}, {given.episodes} held-out episodes a pair")
-    table.add_column("attacker")
-    for name in defenders:
-        table.add_column(name, justify="right")
+    rows = []
     for name, one in attackers.items():
-        cells = []
-        for other in defenders.values():
-            met = meet(other, one, given.episodes)
-            damage = met.summary["damage"]
-            cells.append(f"{damage.mean():.2f} +- {damage.std() / np.sqrt(len(damage)):.2f} ({met.mean:.1f})")
-        table.add_row(name, *cells)
-    console.print(table)
-    console.print(f"{time.perf_counter() - began:.0f} s in all")
+        row: dict[str, Any] = {"attacker": name}
+        for other, holder in defenders.items():
+            met = meet(holder, one, given.episodes)
+            damage = mean_estimate(met.summary["damage"], 2000, 0.95, np.random.default_rng(given.seed))
+            row |= {f"{other}: damage": damage.value, f"{other}: low": damage.low, f"{other}: high": damage.high, f"{other}: return": met.mean}
+        rows.append(row)
+    title = f"mean damage an episode with its 95 % interval, and the defender's mean return: {SCENARIO}, {given.episodes} held-out episodes a pair"
+    if given.save:
+        write_result(
+            "self_play", "synthetic", {}, {"rules": [{"defender": name, "rule": str(one)} for name, one in defenders.items()], title: rows}, quick=False
+        )
+    else:
+        print_table(title, rows, {key: key for key in rows[0]}, console)
 
 
 if __name__ == "__main__":

@@ -490,6 +490,17 @@ class OneSeat(gymnasium.Env):
         return tuple(part["attacker"] for part in self.duel.step({"defender": 0, "attacker": action}))
 
 
+def test_rendered_as_iotenv_is() -> None:
+    env, single = (front(bank=BANK, render_mode="ansi", attack_free=0.0, start_range=(0, 0)) for front in (IoTDuel, IoTEnv))
+    env.reset(seed=0)
+    single.reset(seed=0)
+    env.step({"defender": 2, "attacker": 0})
+    single.simulation.moves[:] = Move.LIE_LOW
+    single.step(2)
+    assert env.render() == single.render()
+    assert "gateway-1" in str(env.render())
+
+
 def test_the_attackers_spaces_suit_stable_baselines3() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -501,7 +512,7 @@ def test_the_attackers_spaces_suit_stable_baselines3() -> None:
     [
         (lambda: duel(attacker="human"), "unknown attacker 'human': allowed: agent, scripted"),
         (lambda: duel(scenari="home"), "did you mean 'scenario'"),
-        (lambda: duel(render_mode="ansi"), "does not render"),
+        (lambda: duel(render_mode="hologram"), "render_mode"),
         (lambda: duel().step({"defender": 0, "attacker": 0}), "reset"),
         (lambda: seat(2, "referee", Constant(0)), "unknown seat 'referee'"),
         (lambda: attacking(0), "num_envs"),
