@@ -137,6 +137,12 @@ def test_attacks_begin_at_once_unless_asked_otherwise() -> None:
     start = env.simulation.sites["start"]
     assert 0.4 < (start < 0).mean() < 0.6
     assert start.max() == 9
+    for step in range(12):
+        there = (start >= 0) & (start <= step)
+        np.testing.assert_array_equal(env.action_masks()[:, 1:].any(axis=1), there)
+        env.step(np.full(400, move(Move.ADVANCE, 0)))
+        assert (env.simulation.devices["stage"][~there] == Stage.CLEAN).all()
+        assert (env.simulation.devices["stage"][there] != Stage.CLEAN).any() == there.any()
 
 
 @pytest.mark.parametrize("scenario", ["solo", "home", "clinic"])
