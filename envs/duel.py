@@ -308,9 +308,9 @@ class _Batch(IoTVectorEnv):
 
     ending: NDArray[np.float32]
 
-    def _begin(self, which: NDArray[np.int64], flat: NDArray[np.float32]) -> None:
+    def _begin(self, which: NDArray[np.int64]) -> None:
         self.ending = view(self.simulation)
-        super()._begin(which, flat)
+        super()._begin(which)
 
 
 class IoTDuelVectorEnv(VectorEnv):
@@ -342,6 +342,7 @@ class IoTDuelVectorEnv(VectorEnv):
         self.single_action_space = spaces.Discrete(1 + MOVES * self.layout.devices) if attacks else self.batch.single_action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
+        self.autoreset_mode = AutoresetMode.SAME_STEP
         self._faced: NDArray[np.float32] = np.zeros(0, np.float32)
         self._memory: Any = None
         self._starts = np.ones(num_envs, np.bool_)
@@ -352,10 +353,9 @@ class IoTDuelVectorEnv(VectorEnv):
         return self.batch.simulation
 
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode everywhere; seeds as for `IoTVectorEnv`."""
-        observation, info = self.batch.reset(seed=seed)
-        self._memory = None
-        self._starts[:] = True
+        """Start an episode everywhere, or where `options` says so; seeds and options as for `IoTVectorEnv`."""
+        observation, info = self.batch.reset(seed=seed, options=options)
+        self._starts = self._starts | np.asarray((options or {}).get("reset_mask", True))
         return self._present(observation), info
 
     def step(self, actions: Any) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:

@@ -438,6 +438,28 @@ def test_a_seat_of_the_vector_front_agrees_with_single_duels(who: str) -> None:
     assert ended >= count
 
 
+class Remembering:
+    """An attacker who counts its steps in an episode."""
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
+        state = np.zeros(len(observation), np.int64) if state is None else state
+        self.count = np.where(episode_start, 1, state + 1)
+        return np.ones(len(observation), np.int64), self.count
+
+
+def test_an_opponent_keeps_its_memory_and_is_told_where_an_episode_starts() -> None:
+    opponent = Remembering()
+    env = seat(3, "defender", opponent, horizon=10)
+    env.reset(seed=0)
+    for expected in (*range(1, 11), 1, 2):
+        env.step(np.zeros(3, np.int64))
+        assert (opponent.count == expected).all()
+    env.reset(options={"reset_mask": np.array([False, True, False])})
+    env.step(np.zeros(3, np.int64))
+    np.testing.assert_array_equal(opponent.count, [3, 1, 3])
+    np.testing.assert_array_equal(env.simulation.sites["step"], [3, 1, 3])
+
+
 def test_rewards_are_weighted_damage_and_not_the_defenders_loss() -> None:
     config = load_config(overrides=["reward.damage=2.0"])
     env = duel(config=config)
