@@ -3,7 +3,7 @@
 The defender takes the threshold rule on risk that does best against the scripted attackers, and an attacker learns against that
 rule, by MaskablePPO (Huang and Ontañón 2022). In the next round the rule is tuned against that attacker, which then learns on
 against the new rule: alternating best responses, as far as a grid and PPO find them. In the end every attacker meets every
-defender on held-out traces, beside a random attacker and a greedy one. The traffic is the bundled synthetic bank.
+defender in new episodes over the same traces, beside a random attacker and a greedy one. The traffic is the bundled synthetic bank.
 `--save` keeps the table as `benchmarks/results/self_play.json`, of which `python -m benchmarks.report` makes that of docs/duel.md.
 """
 
@@ -78,11 +78,10 @@ def learn(defender: Opponent, steps: int, seed: int, former: Learned | None) -> 
 
 
 def meet(defender: Opponent, attacker: Opponent | None, episodes: int) -> Episodes:
-    """Held-out episodes; None is the attackers' own script, present from the first step like the others."""
-    settings: dict[str, Any] = {"scenario": SCENARIO, "split": "test"}
+    """New episodes; None is the attackers' own script, present from the first step like the others."""
     if attacker is None:
-        return play(IoTVectorEnv(episodes, flatten=True, attack_free=0.0, start_range=(0, 0), **settings), defender, TEST_SEED)
-    return play(IoTDuelVectorEnv(episodes, "defender", attacker, **settings), defender, TEST_SEED)
+        return play(IoTVectorEnv(episodes, scenario=SCENARIO, flatten=True, attack_free=0.0, start_range=(0, 0)), defender, TEST_SEED)
+    return play(IoTDuelVectorEnv(episodes, "defender", attacker, scenario=SCENARIO), defender, TEST_SEED)
 
 
 def main() -> None:
@@ -118,7 +117,7 @@ def main() -> None:
             damage = mean_estimate(met.summary["damage"], 2000, 0.95, np.random.default_rng(given.seed))
             row |= {f"{other}: damage": damage.value, f"{other}: low": damage.low, f"{other}: high": damage.high, f"{other}: return": met.mean}
         rows.append(row)
-    title = f"mean damage an episode with its 95 % interval, and the defender's mean return: {SCENARIO}, {given.episodes} held-out episodes a pair"
+    title = f"mean damage an episode with its 95 % interval, and the defender's mean return: {SCENARIO}, {given.episodes} new episodes a pair"
     if given.save:
         write_result(
             "self_play", "synthetic", {}, {"rules": [{"defender": name, "rule": str(one)} for name, one in defenders.items()], title: rows}, quick=False
