@@ -17,3 +17,4 @@ register(
     disable_env_checker=True,
     order_enforce=False,
 )
+register(id="IoTDefenseClassic-v0", entry_point="envs.wrappers:classic", disable_env_checker=True, order_enforce=False)

@@ -69,13 +69,14 @@ DEVICE = np.dtype(
         ("rate_limit", np.int32), ("block", np.int32), ("isolate", np.int32), ("restore", np.int32), ("pending", np.int32), ("delay", np.int32),
         ("weakness", np.float32), ("risk", np.float32), ("uncertainty", np.float32), ("anomaly", np.float32),
         ("known", np.bool_), ("evaded", np.bool_), ("patched", np.bool_), ("shown", np.bool_), ("attack_shown", np.bool_),
+        ("stopped", np.bool_), ("pressing", np.bool_),
     ],
     align=True,
 )  # fmt: skip
 """One device: legitimate traffic lost so far, in steps' worth; attack stage and class shown; the benign class that is its own; window shown
 and the two cursors; remaining steps of each control; order on its way; this episode's factor on its weaknesses; running means of the
 sensors; whether the attacker has scouted it, the block was got round, the hole is closed, the isolation of this foothold was noticed,
-the window shown is an attack's."""
+the window shown is an attack's, the attacker's last attempt was stopped, and an attacker who is an agent wants impact here."""
 
 CONTROL = np.dtype(
     [("cost", np.float64), ("delay", np.int64), ("ttl", np.int64), ("service_loss", np.float64), ("slows", np.float64), ("contains", np.float64)]
@@ -102,6 +103,9 @@ LOUDNESS = 0.5
 SCRIPTED = -1
 """The move of an attacker who follows its profile; others are `Move` + 3 x device, or 0 to lie low."""
 
+ROTATION = 0.5
+"""Chance that an agent's ROTATE gets round a block; a profile does it by the way, after stopped attempts, with its own `rotate`."""
+
 FADING = 0.9
 """Share of the attacker's caution that is left after a step."""
 
@@ -110,7 +114,7 @@ NOTHING = -1
 
 
 class Move(IntEnum):
-    """What an attacker who is an agent can do in a step; index `move + 3 x device` but for LIE_LOW."""
+    """What an attacker who is an agent can do in a step; index `move + 3 x device` but for LIE_LOW. `envs.duel` says what each does."""
 
     LIE_LOW = 0
     ADVANCE = 1
@@ -366,8 +370,11 @@ def _down(device):
 
 
 @njit(**_INNER)
-def _attempt(world, site, device, d):
-    """The attacker works on a device that was probed or is under attack; a stopped attempt changes source, technique or target."""
+def _attempt(world, site, device, d, scripted):
+    """The attacker works on a device that was probed or is under attack; a stopped attempt changes source, technique or target.
+
+    Who is an agent decides for itself what to change.
+    """
     profile = world.profiles[site.profile]
     key, step = site.key, site.step
     if device.stage == Stage.PROBED:
@@ -383,9 +390,12 @@ def _attempt(world, site, device, d):
         stop = 1.0 - (1.0 - stop) * (1.0 - world.controls[Order.BLOCK].slows)
     if _down(device):
         stop = 1.0
-    if stop > 0.0 and uniform(key, step, d, _STOP) < stop:
+    device.stopped = stop > 0.0 and uniform(key, step, d, _STOP) < stop
+    if device.stopped:
         if device.stage == Stage.ATTACKED:
             _setback(world, site, 0.5)
+        if not scripted:
+            return
         if holds and uniform(key, step, d, _ROTATE) < profile.rotate:
             device.evaded = True
         elif uniform(key, step, d, _ABANDON) < profile.abandon:
@@ -396,6 +406,7 @@ def _attempt(world, site, device, d):
         _turn(world, site, device, d, device.stage + 1, _TECHNIQUE)
         if device.stage == Stage.COMPROMISED:
             device.shown = False
+            device.pressing = False
             site.compromises += 1
             if site.first_foothold < 0:
                 site.first_foothold = step
@@ -412,29 +423,35 @@ def _press(world, site, device, d):
 @njit(**_INNER)
 def _open(world, site, device, d, reached):
     """The attacker turns to a device, if it can reach it; what it has scouted before it attacks at once."""
-    if device.stage == Stage.CLEAN and not _down(device) and (reached >> world.zone[d]) & 1:
-        _turn(world, site, device, d, Stage.ATTACKED if device.known else Stage.PROBED, _TECHNIQUE)
+    if device.stage == Stage.CLEAN and (reached >> world.zone[d]) & 1:
+        device.stopped = _down(device)
+        if not device.stopped:
+            _turn(world, site, device, d, Stage.ATTACKED if device.known else Stage.PROBED, _TECHNIQUE)
 
 
 @njit(**_INNER)
-def _obeyed(world, site, devices, move, reached, hands):
-    """One move of an attacker who is an agent."""
-    d = (move - 1) // 3
-    kind = 1 + (move - 1) % 3
-    device = devices[d]
+def _obeyed(world, site, device, d, kind, reached, hands):
+    """One move of an attacker who is an agent: `kind` on a device."""
     if kind == Move.ADVANCE:
         if device.stage == Stage.CLEAN:
             if hands > 0:
                 _open(world, site, device, d, reached)
         elif device.stage == Stage.COMPROMISED and not _down(device):
-            _press(world, site, device, d)
+            if not device.pressing:
+                _press(world, site, device, d)
+            device.pressing = True
     elif kind == Move.ROTATE:
-        if device.block > 0 and not device.evaded and uniform(site.key, site.step, d, _ROTATE) < 0.5:
-            device.evaded = True
-    elif device.stage == Stage.IMPACT:
-        _turn(world, site, device, d, Stage.COMPROMISED, _TECHNIQUE)
+        if device.stage != Stage.CLEAN and not _down(device):
+            if device.block > 0 and uniform(site.key, site.step, d, _ROTATE) < ROTATION:
+                device.evaded = True
+            if device.stage == Stage.ATTACKED:
+                _turn(world, site, device, d, Stage.ATTACKED, _ADAPTED)
     elif device.stage == Stage.PROBED or device.stage == Stage.ATTACKED:
         _turn(world, site, device, d, Stage.CLEAN, _TECHNIQUE)
+    elif not _down(device):
+        device.pressing = False
+        if device.stage == Stage.IMPACT:
+            _turn(world, site, device, d, Stage.COMPROMISED, _TECHNIQUE)
 
 
 @njit(**_INNER)
@@ -457,6 +474,9 @@ def _attack(world, site, devices, move):
             if devices[d].stage == Stage.IMPACT:
                 _turn(world, site, devices[d], d, Stage.COMPROMISED, _TECHNIQUE)
         return
+    scripted = move == SCRIPTED
+    target = (move - 1) // 3  # of an agent's move
+    before = devices[max(target, 0)].stage
     footholds = 0
     busy = 0
     reached = world.reach[0]
@@ -468,18 +488,17 @@ def _attack(world, site, devices, move):
         if stage == Stage.CLEAN:
             continue
         if stage == Stage.PROBED or stage == Stage.ATTACKED:
-            _attempt(world, site, device, d)
-        elif stage == Stage.COMPROMISED and move == SCRIPTED and not _down(device):
+            _attempt(world, site, device, d, scripted)
+        elif stage == Stage.COMPROMISED and (scripted or device.pressing) and not _down(device):
             _press(world, site, device, d)
         if device.stage >= Stage.COMPROMISED and not _down(device):
             footholds += 1
             reached |= world.reach[1 + world.zone[d]]
         busy += device.stage == Stage.PROBED or device.stage == Stage.ATTACKED
-    if site.patience <= 0.0:
-        return
-    hands = profile.breadth + profile.spread * footholds - busy
-    if move != SCRIPTED:
-        _obeyed(world, site, devices, move, reached, hands)
+    hands = profile.breadth + profile.spread * footholds - busy if site.patience > 0.0 else 0
+    if not scripted:
+        if devices[target].stage == before:  # else the device went on meanwhile, and the move was meant for what it had been
+            _obeyed(world, site, devices[target], target, 1 + (move - 1) % 3, reached, hands)
         return
     for hand in range(hands):
         if uniform(key, step, hand, _PROBE) < profile.probe * (1.0 - site.caution):
