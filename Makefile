@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-BENCHMARKS := profile_fidelity env_gates env_speed main_job
+BENCHMARKS := profile_fidelity env_gates env_speed examples main_job
 
 .PHONY: setup run test check test-all bench
 .DEFAULT_GOAL := run
@@ -33,4 +33,5 @@ check: $(READY)  ## format, lint, types, architecture
 
 bench: $(READY)  ## every committed result, measured again, and the documents' tables from them
 	@for script in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$script || exit 1; done
+	$(BIN)/python -m examples.self_play --save
 	$(BIN)/python -m benchmarks.report

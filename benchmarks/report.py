@@ -25,9 +25,11 @@ def _load(name: str) -> dict[str, Any]:
 
 
 def _number(value: Any) -> str:
+    if value is None:
+        return ""
     if not isinstance(value, float):
-        return str(value)
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
@@ -58,13 +60,14 @@ def policies() -> str:
     return f"{_source(found, 'python -m benchmarks.main_job')} {sensor}\n\n{_table(head, rows)}\n\n{noise}"
 
 
+def _gate(key: str, one: dict[str, Any]) -> list[Any]:
+    bounds = "" if one["low"] is None else f"[{_number(one['low'])}, {_number(one['high'])}]"
+    return [f"{one['what']} (`{key}`)", one["value"], bounds, f"{one['op']} {_number(one['target'])}", "yes" if one["met"] else "**no**"]
+
+
 def gates(*names: str) -> str:
     """Every gate of some result files."""
-    rows = []
-    for name in names:
-        for key, one in _load(name)["gates"].items():
-            bounds = "" if one["low"] is None else f"[{_number(one['low'])}, {_number(one['high'])}]"
-            rows.append([f"{one['what']} (`{key}`)", one["value"], bounds, f"{one['op']} {_number(one['target'])}", "yes" if one["met"] else "**no**"])
+    rows = [_gate(key, one) for name in names for key, one in _load(name)["gates"].items()]
     said = " ".join(_source(_load(name), f"python -m benchmarks.{name}") for name in names)
     return f"{said}\n\n{_table(['gate', 'measured', '95 % interval', 'target', 'met'], rows)}"
 
@@ -84,10 +87,56 @@ def _bounds(row: dict[str, Any], name: str) -> str:
     return f"[{_number(row[f'{name}: low'])}, {_number(row[f'{name}: high'])}]"
 
 
+def clients() -> str:
+    """The examples of client libraries."""
+    found = _load("examples")
+    head = ["`python -m examples.` ...", "steps", "s", "steps a second of CPU", "mean return", "standard error"]
+    rows = [[row[key] for key in ("example", "steps", "seconds", "steps_per_cpu_second", "return", "standard_error")] for row in found["tables"]["clients"]]
+    return f"{_source(found, 'python -m benchmarks.examples')}\n\n{_table(head, rows)}"
+
+
+def speeds() -> str:
+    """Steps a second of each front and of each peer."""
+    found = _load("env_speed")
+    columns = ("who", "scenario", "environments", "devices", "steps a second", "times CartPole")
+    rows = [[row[column] for column in columns] for row in found["tables"]["steps a second"]]
+    return f"{_source(found, 'python -m benchmarks.env_speed')}\n\n{_table(list(columns), rows)}"
+
+
+def worlds() -> str:
+    """Every scenario and side of attackers."""
+    rows = _load("env_gates")["tables"]["worlds"]
+    return _table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+def calm() -> str:
+    """Attack-free episodes."""
+    rows = _load("env_gates")["tables"]["attack-free episodes"]
+    head = ["policy", "mean return", "service lost", "false downtime, h a device-day"]
+    return _table(head, [[row["policy"], row["return"], row["service_loss"], row["false_downtime_hours_per_device_day"]] for row in rows])
+
+
+HEADLINES = (
+    "F.gate1", "F.gate1.prevented", "F.gate2.above_constants", "F.gate2.bayes", "F.gate2.room", "F.gate4.evolved", "F.gate5", "F.gate6.check_env",
+)  # fmt: skip
+
+
+def headlines() -> str:
+    """The environment's gates that say most, and its speed."""
+    shown = {"env_gates": HEADLINES, "env_speed": ("F.speed.single", "F.speed.vector", "F.speed.devices", "F.speed.ppo")}
+    rows = [_gate(key, _load(name)["gates"][key]) for name, keys in shown.items() for key in keys]
+    return _table(["gate", "measured", "95 % interval", "target", "met"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "policies": policies,
     "env_gates": lambda: gates("env_gates"),
     "env_speed": lambda: gates("env_speed"),
+    "headlines": headlines,
+    "speeds": speeds,
+    "worlds": worlds,
+    "calm": calm,
+    "examples": clients,
     "profile_fidelity": lambda: gates("profile_fidelity"),
     "self_play": meetings,
 }
