@@ -244,7 +244,8 @@ def calm_is_left_alone(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> 
     calm = BenchmarkRunner(config.model_copy(update={"env": config.env.model_copy(update={"attack_free": 1.0})}), runner.bank)
     env = calm.env(config.eval.episodes)
     idle = play(env, Constant(0), TEST_SEED)
-    constants = {name: played for name, played in calm.constants(env).items() if not name.startswith(Order.RELEASE.name)}  # which does nothing here
+    # RELEASE, and what is masked, changes nothing here, and so is doing nothing.
+    constants = {name: played for name, played in calm.constants(env).items() if played.summary["orders"].any()}
     nearest = max(constants, key=lambda name: constants[name].mean)
     ahead = idle.returns - constants[nearest].returns
     gate = Gate("no-op minus the best other constant in attack-free episodes, in the worst of them", float(ahead.min()), 0.0, ">")
