@@ -76,7 +76,7 @@ def test_belief_rises_under_evidence_on_the_device_and_a_little_elsewhere(eviden
     assert at_work[1, 2] > 0.8
     assert policy.conditions(state)[1, 2, ATTACKED:].sum() > 0.6  # passwords are forced there, not only scouted
     assert (at_work[1] > at_work[0]).all()  # somebody is there
-    assert state.modes[1, 0] < 0.01 < 0.5 < state.modes[0, 0]
+    assert state.modes[1, 0] < 0.1 < 0.5 < state.modes[0, 0]
 
 
 def test_a_silent_device_says_nothing(evidence: Evidence) -> None:
