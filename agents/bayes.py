@@ -26,6 +26,7 @@ from envs.scenarios import FAMILIES, build_network
 from envs.world import KINDS, Layout
 from src.config import Config
 from src.data.bank import TraceBank
+from src.errors import UserError
 
 Floats = NDArray[np.floating[Any]]
 """Single precision, throughout the filter."""
@@ -133,9 +134,12 @@ class BayesFilter:
             evidence: what another filter of the same bank has learned, so that it is not fitted again.
 
         Raises:
-            UserError: when the side holds no windows of something that an attacker shows.
+            UserError: when the side holds no windows of something that an attacker shows, or an order is delayed that the filter takes for prompt.
         """
         env, network = config.env, build_network(config.env.scenario)
+        late = [name for name in ("rate_limit", "block", "isolate", "release") if getattr(env.controls, name).delay]
+        if late or env.controls.restore.delay > 1:
+            raise UserError(f"the Bayes filter knows no delay but one step of a restore; env.controls has one of {late[0] if late else 'restore'}")
         profiles = profile_table(config.attackers, "train")
         family = np.array([FAMILIES.index(name) for name in bank.class_families])
         shown, counts = emission_table(config.attackers, "train", bank.class_names, family, bank.ranges(side))  # (P, 5, C), (P, 5)

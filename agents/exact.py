@@ -208,7 +208,7 @@ class Rules:
         """The step's end: the state after it (None: the episode is over), the loss, and the loss a step that an overrun cuts off."""
         service, damage = self._losses(state)
         loss = self.criticality * (self.weights.service * service + self.weights.damage * damage)
-        floods = state.stage == Stage.IMPACT and not state.down and self.criticality >= self.env.overrun_share
+        floods = state.stage == Stage.IMPACT and not state.down and self.criticality >= self.env.overrun_share - 1e-9
         state = state._replace(overrun=state.overrun + 1 if floods else 0)
         if state.overrun == self.env.overrun_steps:
             return None, loss, self.criticality * self.weights.damage * damage

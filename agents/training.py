@@ -30,6 +30,7 @@ from agents.networks import DeviceSetNetwork
 from agents.vec_env import IoTSB3VecEnv
 from envs import IoTVectorEnv
 from envs.dynamics import TERMS, End, Order
+from envs.scenarios import build_network
 from envs.world import KINDS, Layout, Simulation
 from src.artifacts import new_artifact, open_artifact
 from src.config import Config
@@ -45,9 +46,10 @@ OnMetrics = Callable[[dict[str, float], int], None]
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The settings that an agent depends on: not how many others are trained, nor how often its checkpoint is written."""
+    """What an agent depends on: settings, and the network that the scenario's file holds; not how many others are trained, nor how often it is saved."""
     parts = {name: getattr(config, name).model_dump(mode="json") for name in ("env", "attackers", "reward", "rl")}
-    return {**parts, "rl": {key: value for key, value in parts["rl"].items() if key not in ("seeds", "checkpoint_rollouts")}}
+    network = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(build_network(config.env.scenario)).items()}
+    return {**parts, "network": network, "rl": {key: value for key, value in parts["rl"].items() if key not in ("seeds", "checkpoint_rollouts")}}
 
 
 class RLTrainer:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from agents.baselines import Constant, Random, Threshold
-from agents.benchmark import TEST_SEED, TUNING_SEED, BenchmarkRunner
+from agents.benchmark import TUNING_SEED, BenchmarkRunner
 from agents.exact import ExactPolicy, Model, exact_config
 from agents.exploits import evolve, named, scripts
 from agents.planner import Planner
@@ -34,6 +34,9 @@ from src.config import Config, load_config
 from src.data.bank import TraceBank
 from src.evaluation.rollout import Episodes, Policy, play
 from src.evaluation.statistics import difference_estimate, interval, mean_estimate
+
+GATE_SEED = 2_000_000
+"""First seed of the episodes played here: others than those on which the attackers' numbers were tried out."""
 
 Gates = dict[str, Gate]
 Numbers = NDArray[np.float64]
@@ -97,20 +100,20 @@ def row(name: str, episodes: Episodes) -> dict[str, Any]:
 def worth_solving(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tuple[Gates, Rows, Episodes]:
     """Gate 1, no constant action solves it and little damage is beyond reach; gate 2, the best scripts on sensors leave room."""
     env = runner.env(runner.config.eval.episodes)
-    constants = {"no-op": play(env, Constant(0), TEST_SEED), **runner.constants(env)}
+    constants = {"no-op": play(env, Constant(0), GATE_SEED), **runner.constants(env, GATE_SEED)}
     ranked = sorted(constants, key=lambda name: constants[name].mean)
-    heuristics = {name: play(env, rule, TEST_SEED) for name, rule in rules.items()}
+    heuristics = {name: play(env, rule, GATE_SEED) for name, rule in rules.items()}
     played = {
         **{name: constants[name] for name in [*ranked[:3], *ranked[-5:], "no-op"]},
-        "random": play(env, Random(env.simulation.layout, 0), TEST_SEED),
+        "random": play(env, Random(env.simulation.layout, 0), GATE_SEED),
         **heuristics,
-        "planner": play(env, Planner(env.simulation), TEST_SEED),
+        "planner": play(env, Planner(env.simulation), GATE_SEED),
     }
     threshold = max((heuristics[name] for name in rules if name.startswith("threshold")), key=lambda one: one.mean)
     heuristic = max(heuristics.values(), key=lambda one: one.mean)
     best, worst, planner = constants[ranked[-1]].returns, constants[ranked[0]].returns, played["planner"].returns
-    # Nobody prevents more than whoever cuts everything off before an attack begins, whatever that costs.
-    least = min((one.summary["damage"] for one in (constants["ISOLATE all"], played["planner"])), key=lambda damage: damage.mean())
+    # What can be prevented at all is what cutting everything off from the first step prevents.
+    least = constants["ISOLATE all"].summary["damage"]
     idle, seen = constants["no-op"].summary["damage"], played["planner"].summary["damage"]
     rng = np.random.default_rng(0)
 
@@ -129,9 +132,7 @@ def worth_solving(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tuple
     gates = {
         "F.gate1": ratio("planner minus best constant, as a share of the constants' range", 0.4, ">=", planner, best, best, worst),
         "F.gate1.prevented": ratio("preventable damage that the planner prevents", 0.9, ">=", idle, seen, idle, least),
-        "F.gate1.unpreventable": ratio(
-            "damage left even where all devices are cut off from the start or the planner acts, as a share of no-op's", 0.1, "<=", least, none, idle, none
-        ),
+        "F.gate1.unpreventable": ratio("damage that is left under the planner, one order a step, as a share of no-op's", 0.1, "<=", seen, none, idle, none),
         "F.gate2.above_constants": ratio(
             "best tuned threshold rule minus best constant, as a share of planner minus best constant", 0.15, ">=", ruled, best, planner, best
         ),
@@ -145,7 +146,7 @@ def worth_solving(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tuple
 
 @dataclass(frozen=True)
 class Shuffled:
-    """A policy that sees each device's observation under another device's name, another draw each step."""
+    """A policy that sees each device's telemetry under another device's name, another draw each step; what it knows by itself stays."""
 
     policy: Policy
     layout: Layout
@@ -155,8 +156,8 @@ class Shuffled:
         """As the policy, on shuffled devices."""
         mixed = self.rng.permuted(np.tile(np.arange(self.layout.devices), (len(observation), 1)), axis=1)
         parts = self.layout.split(observation)
-        moved = {name: part if name == "context" else np.take_along_axis(part, mixed[:, :, None], axis=1) for name, part in parts.items()}
-        return self.policy.predict(self.layout.join(moved), state, episode_start, deterministic)
+        moved = {name: np.take_along_axis(part, mixed[:, :, None], axis=1) for name, part in parts.items() if name in ("features", "sensors", "past", "trend")}
+        return self.policy.predict(self.layout.join({**parts, **moved}), state, episode_start, deterministic)
 
 
 def sensors_matter(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tuple[Gates, Rows]:
@@ -167,15 +168,15 @@ def sensors_matter(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tupl
     gates: Gates = {}
     rows: Rows = []
     for name, rule in rules.items():
-        intact = play(env, rule, TEST_SEED)
+        intact = play(env, rule, GATE_SEED)
         rows.append({**row(name, intact), "rule": str(rule)})
-        controls = {"observations shuffled": play(env, Shuffled(rule, env.simulation.layout, rng), TEST_SEED)}
+        controls = {"observations shuffled": play(env, Shuffled(rule, env.simulation.layout, rng), GATE_SEED)}
         read = (rule.signal,) if isinstance(rule, Threshold) else ("families", "risk", "uncertainty", "anomaly")
         for sensor in read:
             blind = runner.blinded(sensor)
-            controls[f"noise for {sensor}"] = play(blind.env(config.eval.episodes), rule, TEST_SEED)
+            controls[f"noise for {sensor}"] = play(blind.env(config.eval.episodes), rule, GATE_SEED)
             if isinstance(rule, Threshold):
-                controls[f"noise for {sensor}, tuned again"] = play(blind.env(config.eval.episodes), blind.tune(sensor), TEST_SEED)
+                controls[f"noise for {sensor}, tuned again"] = play(blind.env(config.eval.episodes), blind.tune(sensor), GATE_SEED)
         for control, episodes in controls.items():
             rows.append({**row(f"{name}: {control}", episodes), "rule": ""})
             lost = difference_estimate(intact.returns, episodes.returns, config.eval.bootstrap, config.eval.confidence, rng)
@@ -190,7 +191,7 @@ def _key(words: str) -> str:
 
 def nothing_blind_wins(runner: BenchmarkRunner, threshold: Episodes, count: int, generations: int) -> tuple[Gates, Rows]:
     """Gate 4: ping-pong, always-restore, periodic scripts, the best of many random ones and of an evolution stay below the rule."""
-    env, ground = runner.env(runner.config.eval.episodes), runner.env(50, "agent")
+    env, ground = runner.env(runner.config.eval.episodes), runner.env(runner.config.eval.tuning_episodes, "agent")
     layout = env.simulation.layout
     rng = np.random.default_rng(2)
 
@@ -207,7 +208,7 @@ def nothing_blind_wins(runner: BenchmarkRunner, threshold: Episodes, count: int,
     gates: Gates = {}
     rows = [row("best tuned threshold rule", threshold)]
     for kind, policies in found.items():
-        played = {name: play(env, policy, TEST_SEED) for name, policy in policies.items()}
+        played = {name: play(env, policy, GATE_SEED) for name, policy in policies.items()}
         rows += [row(name, episodes) for name, episodes in played.items()]
         best = max(played.values(), key=lambda episodes: episodes.mean)
         ahead = difference_estimate(threshold.returns, best.returns, runner.config.eval.bootstrap, runner.config.eval.confidence, rng)
@@ -222,7 +223,7 @@ def optimum_is_reached(config: Config, bank: TraceBank, episodes: int) -> tuple[
     model = Model(world)
     solution = model.solve()
     env = IoTVectorEnv(episodes, bank=bank, split="test", config=world, flatten=True)
-    played = play(env, ExactPolicy(env.simulation, model, solution), TEST_SEED)
+    played = play(env, ExactPolicy(env.simulation, model, solution), GATE_SEED)
     rng = np.random.default_rng(3)
     seen = mean_estimate(played.returns, config.eval.bootstrap, 0.99, rng)
     off = abs(seen.value - solution.value)
@@ -233,7 +234,7 @@ def optimum_is_reached(config: Config, bank: TraceBank, episodes: int) -> tuple[
     computed = {"optimum": solution.value, "planner": model.evaluate(model.orders_of(Planner, bank)).value}
     computed |= {f"{order.name} always": model.evaluate(np.full(len(model.states), order)).value for order in Order}
     policies: dict[str, Policy] = {"planner": Planner(env.simulation), **{f"{order.name} always": Constant(int(order)) for order in Order}}
-    returns = {"optimum": played, **{name: play(env, policy, TEST_SEED) for name, policy in policies.items()}}
+    returns = {"optimum": played, **{name: play(env, policy, GATE_SEED) for name, policy in policies.items()}}
     rows = [{**row(name, one), "computed": computed[name]} for name, one in returns.items()]
     return {"F.gate5": gate}, rows
 
@@ -243,14 +244,14 @@ def calm_is_left_alone(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> 
     config = runner.config
     calm = BenchmarkRunner(config.model_copy(update={"env": config.env.model_copy(update={"attack_free": 1.0})}), runner.bank)
     env = calm.env(config.eval.episodes)
-    idle = play(env, Constant(0), TEST_SEED)
+    idle = play(env, Constant(0), GATE_SEED)
     # RELEASE, and what is masked, changes nothing here, and so is doing nothing.
-    constants = {name: played for name, played in calm.constants(env).items() if played.summary["orders"].any()}
+    constants = {name: played for name, played in calm.constants(env, GATE_SEED).items() if played.summary["orders"].any()}
     nearest = max(constants, key=lambda name: constants[name].mean)
     ahead = idle.returns - constants[nearest].returns
     gate = Gate("no-op minus the best other constant in attack-free episodes, in the worst of them", float(ahead.min()), 0.0, ">")
     policies: dict[str, Policy] = {**rules, "planner": Planner(env.simulation)}
-    played = {"no-op": idle, f"best other constant: {nearest}": constants[nearest], **{name: play(env, one, TEST_SEED) for name, one in policies.items()}}
+    played = {"no-op": idle, f"best other constant: {nearest}": constants[nearest], **{name: play(env, one, GATE_SEED) for name, one in policies.items()}}
     hours = config.env.step_seconds / 3600.0
     rows = []
     for name, episodes in played.items():
@@ -263,23 +264,29 @@ def other_worlds(config: Config, bank: TraceBank, scenarios: Sequence[str]) -> t
     """Scenarios and both sides of attackers: what doing nothing, the best kind on all devices, the rules and the planner come to."""
     rows: Rows = []
     for scenario in scenarios:
+
+        def among(side: str, scenario: str = scenario) -> BenchmarkRunner:
+            world = config.env.model_copy(update={"scenario": scenario, "attackers": side})
+            return BenchmarkRunner(config.model_copy(update={"env": world}), bank)
+
+        rule, bayes = among("train").tune(), among("train").tune_bayes()
         for side in ("train", "held_out"):
-            env_config = config.env.model_copy(update={"scenario": scenario, "attackers": side})
-            runner = BenchmarkRunner(config.model_copy(update={"env": env_config}), bank)
-            env = runner.env(config.eval.episodes)
-            joint = runner.env(config.eval.episodes, mode="joint")
+            env = among(side).env(config.eval.episodes)
             devices = env.simulation.layout.devices
-            constants = [play(joint, Constant(int(order), devices), TEST_SEED).mean for order in list(Order)[1:]]
-            at_home = BenchmarkRunner(config.model_copy(update={"env": env_config.model_copy(update={"attackers": "train"})}), bank)
+            joint = IoTVectorEnv(
+                config.eval.episodes, bank=bank, split="test", config=among(side).config, flatten=True, action_mode="joint",
+                budget=config.env.horizon * devices,
+            )  # fmt: skip
+            constants = [play(joint, Constant(int(order), devices), GATE_SEED).mean for order in list(Order)[1:]]
             rows.append(
                 {
                     "scenario": scenario,
                     "attackers": side.replace("_", " "),
-                    "no-op": play(env, Constant(0), TEST_SEED).mean,
+                    "no-op": play(env, Constant(0), GATE_SEED).mean,
                     "best kind on all devices": max(constants),
-                    "threshold on risk": play(env, at_home.tune(), TEST_SEED).mean,
-                    "Bayes filter": play(env, at_home.tune_bayes(), TEST_SEED).mean,
-                    "planner": play(env, Planner(env.simulation), TEST_SEED).mean,
+                    "threshold on risk": play(env, rule, GATE_SEED).mean,
+                    "Bayes filter": play(env, bayes, GATE_SEED).mean,
+                    "planner": play(env, Planner(env.simulation), GATE_SEED).mean,
                 }
             )
     return {}, rows

@@ -97,7 +97,7 @@ def profile_table(config: AttackersConfig, side: str) -> NDArray[np.void]:
         for field in ("probe", "engage", "compromise", "impact"):
             row[field] = min(1.0, row[field] * speed)
         row["stealth"] = max(0.0, 1.0 - (1.0 - row["stealth"]) * visible)
-        row["evasion"] = min(1.0, row["evasion"] * evasion)
+        row["evasion"] = min(0.95, row["evasion"] * evasion)
     return table
 
 

@@ -67,6 +67,7 @@ DEVICE = np.dtype(
         ("lost", np.float64), ("stage", np.int32), ("technique", np.int32),
         ("calm_class", np.int32), ("window", np.int32), ("calm", np.int32), ("hostile", np.int32),
         ("rate_limit", np.int32), ("block", np.int32), ("isolate", np.int32), ("restore", np.int32), ("pending", np.int32), ("delay", np.int32),
+        ("since", np.int32),
         ("weakness", np.float32), ("risk", np.float32), ("uncertainty", np.float32), ("anomaly", np.float32),
         ("known", np.bool_), ("evaded", np.bool_), ("patched", np.bool_), ("shown", np.bool_), ("attack_shown", np.bool_),
         ("stopped", np.bool_), ("pressing", np.bool_),
@@ -74,7 +75,8 @@ DEVICE = np.dtype(
     align=True,
 )  # fmt: skip
 """One device: legitimate traffic lost so far, in steps' worth; attack stage and class shown; the benign class that is its own; window shown
-and the two cursors; remaining steps of each control; order on its way; this episode's factor on its weaknesses; running means of the
+and the two cursors; remaining steps of each control; order on its way; this episode's factor on its weaknesses; step of its last
+re-imaging; running means of the
 sensors; whether the attacker has scouted it, the block was got round, the hole is closed, the isolation of this foothold was noticed,
 the window shown is an attack's, the attacker's last attempt was stopped, and an attacker who is an agent wants impact here."""
 
@@ -96,6 +98,9 @@ RULES = np.dtype(
 
 FOOTHOLD_DAMAGE = 0.25
 """Damage of a foothold, as a share of impact's."""
+
+LEAST_CHOICE = 20
+"""Windows among which an evading attacker picks at the least: one alone, over and over, would be the plainest of fingerprints."""
 
 LOUDNESS = 0.5
 """Share of its stealth that is left to an attacker who floods."""
@@ -222,7 +227,8 @@ def begin(world, sites, devices, trails, which, keys):
             device.calm_class = chosen
             device.calm = _pick(uniform(key, -1, d, _CALM), world.ranges[chosen, 0], world.ranges[chosen, 1])
             device.window = device.calm
-            trails[e, d, 0] = device.window
+            if rules.sensor_dropout == 0.0 or uniform(key, -1, d, _DROPOUT) >= rules.sensor_dropout:
+                trails[e, d, 0] = device.window
 
 
 @njit(**_INNER)
@@ -265,12 +271,12 @@ def _setback(world, site, cost):
 
 
 @njit(**_INNER)
-def _notice(world, site, cost):
+def _notice(world, site, d, cost):
     """A setback that shows the attacker that it was seen: it may fall silent."""
     _setback(world, site, cost)
     dormancy = world.profiles[site.profile].dormancy
     if dormancy > 0:
-        u = uniform(site.key, site.step, -1, _DORMANT)
+        u = uniform(site.key, site.step, d, _DORMANT)
         site.dormant = max(site.dormant, 1 + int(-np.log(1.0 - u) * dormancy))
 
 
@@ -289,7 +295,7 @@ def _take_effect(world, site, device, d, order):
         device.isolate = world.controls[order].ttl
         if foothold and not device.shown:  # once a foothold, or isolate/release cycles would wear the attacker out for nothing
             device.shown = True
-            _notice(world, site, 1.0)
+            _notice(world, site, d, 1.0)
     else:
         device.rate_limit = 0
         device.block = 0
@@ -299,7 +305,7 @@ def _take_effect(world, site, device, d, order):
             device.restore = world.restore_time[d]
             site.cleanup += world.criticality[d]
             if foothold:
-                _notice(world, site, 4.0)
+                _notice(world, site, d, 4.0)
 
 
 @njit(**_INNER)
@@ -468,8 +474,6 @@ def _attack(world, site, devices, move):
     elif move > 0:
         site.dormant = 0  # who is an agent decides for itself when to hide
     if site.dormant > 0:
-        if move == SCRIPTED:
-            site.dormant -= 1
         for d in range(D):  # whoever hides stops the flood, and keeps the foothold
             if devices[d].stage == Stage.IMPACT:
                 _turn(world, site, devices[d], d, Stage.COMPROMISED, _TECHNIQUE)
@@ -543,7 +547,7 @@ def emit(world, site, devices, trail):
                 if following < 0 or evades:
                     low, high = world.ranges[device.technique]
                     if evades:
-                        high = low + max(1, int(np.ceil((high - low) * (1.0 - profile.evasion))))
+                        high = min(high, low + max(LEAST_CHOICE, int(np.ceil((high - low) * (1.0 - profile.evasion)))))
                     following = world.quiet[_pick(uniform(key, step, d, _HOSTILE), low, high)]
                 device.hostile = following
                 device.window = following
@@ -553,12 +557,12 @@ def emit(world, site, devices, trail):
 
 
 @njit(**_INNER)
-def _drifted(rules, site, d, column, columns, reading):
+def _drifted(rules, site, d, column, columns, reading, when):
     """A reading of a detector that is off by now: families fade to evenly spread, the others go towards alarm on some devices, towards calm on the rest.
 
     `column` counts the `columns` readings alone; the last three are risk, uncertainty and anomaly.
     """
-    share = rules.detector_drift * site.step / rules.horizon
+    share = rules.detector_drift * when / rules.horizon
     alarm = 1.0 if uniform(site.key, 0, d, _DRIFT) < 0.5 else 0.0
     target = 1.0 / (columns - 3) if column < columns - 3 else alarm
     return np.float32(reading + share * (target - reading))
@@ -578,14 +582,14 @@ def sense(world, site, devices, trail):
     column = table.shape[1] - 3
     for d in range(len(devices)):
         window = trail[d, slot]
-        if window < 0:
-            continue
         device = devices[d]
+        if window < 0 or due <= device.since:
+            continue
         risk, uncertainty, anomaly = table[window, column], table[window, column + 1], table[window, column + 2]
         if rules.detector_drift > 0.0:
-            risk = _drifted(rules, site, d, S - 3, S, risk)
-            uncertainty = _drifted(rules, site, d, S - 2, S, uncertainty)
-            anomaly = _drifted(rules, site, d, S - 1, S, anomaly)
+            risk = _drifted(rules, site, d, S - 3, S, risk, due)
+            uncertainty = _drifted(rules, site, d, S - 2, S, uncertainty, due)
+            anomaly = _drifted(rules, site, d, S - 1, S, anomaly, due)
         device.risk = decay * device.risk + (np.float32(1.0) - decay) * risk
         device.uncertainty = decay * device.uncertainty + (np.float32(1.0) - decay) * uncertainty
         device.anomaly = decay * device.anomaly + (np.float32(1.0) - decay) * anomaly
@@ -652,23 +656,26 @@ def reward_terms(world, site, devices, terms):
 
 @njit(**_INNER)
 def ended(world, site, devices, terms):
-    """Count the step, and decide whether the episode ends; an overrun charges the damage of the steps that it cuts off."""
+    """Count the step, and decide whether the episode ends; an overrun charges the damage, and the footholds, of the steps that it cuts off."""
     rules = world.rules[0]
     lost = 0.0
     footholds = 0
+    open_footholds = 0
     for d in range(len(devices)):
         device = devices[d]
         if device.stage >= Stage.COMPROMISED:
             footholds += 1
+            open_footholds += not _down(device)
             if device.stage == Stage.IMPACT and not _down(device):
                 lost += world.criticality[d]
-    site.overrun = site.overrun + 1 if lost >= rules.overrun_share else 0
+    site.overrun = site.overrun + 1 if lost >= rules.overrun_share - 1e-9 else 0
     site.step += 1
     if site.overrun >= rules.overrun_steps:
         site.end = End.OVERRUN
         rest = terms[1] * (rules.horizon - site.step)
         terms[1] += rest
         site.damage += rest
+        site.dwell += open_footholds * (rules.horizon - site.step)
     elif site.start >= 0 and site.step > site.start and site.patience <= 0.0 and footholds == 0:
         site.end = End.EVICTED
     elif site.step >= rules.horizon:
@@ -676,7 +683,7 @@ def ended(world, site, devices, terms):
 
 
 @njit(**_INNER)
-def tick(world, devices):
+def tick(world, site, devices):
     """Clocks of controls run down; a restore that is done leaves the device clean, and patched if it can be."""
     for d in range(len(devices)):
         device = devices[d]
@@ -695,6 +702,7 @@ def tick(world, devices):
                 device.technique = -1
                 device.hostile = -1
                 device.patched = world.patchable[d]
+                device.since = site.step
                 device.risk = 0.0  # what was seen before the re-imaging says nothing about the device now
                 device.uncertainty = 0.0
                 device.anomaly = 0.0
@@ -709,6 +717,8 @@ def _advance(world, site, devices, trail, action, move, terms):
     terms[2] += site.action
     terms[3] += site.cleanup
     emit(world, site, devices, trail)
+    if move == SCRIPTED and site.dormant > 0:  # after the traffic: who does nothing shows nothing
+        site.dormant -= 1
 
 
 @njit(**_INNER)
@@ -718,8 +728,9 @@ def _settle(world, site, devices, trail, terms):
     sense(world, site, devices, trail)
     reward_terms(world, site, devices, terms)
     ended(world, site, devices, terms)
-    tick(world, devices)
-    return -(rules.service * terms[0] + rules.damage * terms[1] + rules.action * terms[2] + rules.cleanup * terms[3] + rules.safety * terms[4])
+    tick(world, site, devices)
+    loss = rules.service * terms[0] + rules.damage * terms[1] + rules.action * terms[2] + rules.cleanup * terms[3] + rules.safety * terms[4]
+    return 0.0 - loss  # not -loss, which would be -0.0 where nothing is lost
 
 
 @njit(**_COMPILED)
@@ -750,7 +761,7 @@ def settle(world, sites, devices, trails, terms, rewards, out):
 
 
 @njit(**_INNER)
-def _write(rules, table, site, d, window, features, sensors):
+def _write(rules, table, site, d, window, when, features, sensors):
     """Write a window's features and readings, or zeros where nothing was received."""
     F, S = len(features), len(sensors)
     if window < 0:
@@ -764,7 +775,7 @@ def _write(rules, table, site, d, window, features, sensors):
         sensors[i] = row[F + i]
     if rules.detector_drift > 0.0:
         for i in range(S):
-            sensors[i] = _drifted(rules, site, d, i, S, sensors[i])
+            sensors[i] = _drifted(rules, site, d, i, S, sensors[i], when)
 
 
 @njit(**_INNER)
@@ -790,11 +801,11 @@ def _look(world, site, devices, trail, out):
     for d in range(D):
         device = devices[d]
         window = trail[d, now % L] if now >= 0 else np.int32(NOTHING)
-        _write(rules, table, site, d, window, out[d * F : d * F + F], out[sensors + d * S : sensors + d * S + S])
+        _write(rules, table, site, d, window, now, out[d * F : d * F + F], out[sensors + d * S : sensors + d * S + S])
         for back in range(older):
             before = trail[d, (now - back - 1) % L] if now > back else np.int32(NOTHING)
             at = past + (d * older + back) * (F + S)
-            _write(rules, table, site, d, before, out[at : at + F], out[at + F : at + F + S])
+            _write(rules, table, site, d, before, now - back - 1, out[at : at + F], out[at + F : at + F + S])
         out[trend + 3 * d] = device.risk
         out[trend + 3 * d + 1] = device.uncertainty
         out[trend + 3 * d + 2] = device.anomaly

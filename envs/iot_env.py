@@ -31,13 +31,14 @@ class IoTEnv(gym.Env):
 
     ## 2 Actions
     `Discrete(1 + 5 D)`: 0 is MONITOR; `1 + 5 d + (k - 1)` gives order k to device d. With `action_mode="joint"`,
-    `MultiDiscrete([6] * D)`, one kind a device. Device order is `device_names` and never changes. An order that would change
-    nothing, that the budget no longer covers, or that is masked, is passed over: no cost, no effect, no exception.
+    `MultiDiscrete([6] * D)`, one kind a device; they count as far as the budget goes, in the order of devices. That order is
+    `device_names` and never changes. An order that would change nothing, that the budget no longer covers, or that is masked,
+    is passed over: no cost, no effect, no exception.
 
     | k | order      | effect                                                                              | service lost | cost | delay | lasts (steps)   |
     |---|------------|-------------------------------------------------------------------------------------|--------------|------|-------|-----------------|
     | 0 | MONITOR    | none                                                                                | 0            | 0    | 0     | -               |
-    | 1 | RATE_LIMIT | stops 45 % of attempts on the device and from it, and 40 % of the harm that it does | 20 %         | .02  | 0     | 20              |
+    | 1 | RATE_LIMIT | stops 45 % of attempts on the device and of its turn to harm, and 40 % of that harm | 20 %         | .02  | 0     | 20              |
     | 2 | BLOCK      | stops 90 % of attempts and 30 % of harm, until the attacker moves to other sources  | 10 %         | .04  | 0     | 30              |
     | 3 | ISOLATE    | nothing in or out; a foothold stays and resumes on release; sensors fall silent     | 100 %        | .05  | 0     | 40              |
     | 4 | RESTORE    | down for the restore time, then clean, and patched if it can be                     | 100 %        | .10  | 1     | 4-14, by device |
@@ -74,7 +75,7 @@ class IoTEnv(gym.Env):
     `-(w_service service + w_damage damage + w_action action + w_cleanup cleanup + w_safety safety)`, weights from `reward`,
     terms in `info["reward_terms"]` (each >= 0). With criticality c summing to 1: service = sum c x traffic lost;
     damage = sum c x (1 in IMPACT, less what controls contain; 0.25 in COMPROMISED; 0 while cut off); action = cost of orders;
-    cleanup = c of each restore begun; safety = protected devices cut off. An overrun also charges the damage of the steps
+    cleanup = c of each restore begun; safety = protected devices isolated. An overrun also charges the damage of the steps
     that it cuts off. No term reads a sensor.
 
     ## 5 Start

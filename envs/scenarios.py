@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from src.config import Section, Share, explain, nearest
+from src.config import Section, Share, explain, nearest, parse_yaml
 from src.errors import UserError
 
 FAMILIES = ("Benign", "DDoS", "DoS", "Mirai", "Recon", "Spoofing", "Web", "BruteForce")
@@ -158,7 +158,7 @@ def load_scenario(name: str) -> Scenario:
         raise UserError(f"unknown scenario '{name}': {nearest(name, SCENARIOS)}, or the path of a .yml file")
     path = Path(name) if own else Path(__file__).parent / "networks" / f"{name}.yml"
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read scenario '{name}': {error.__class__.__name__}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:

@@ -107,7 +107,7 @@ class IoTVectorEnv(VectorEnv):
         top = 5 if sim.joint else self.single_action_space.n - 1  # type: ignore[union-attr]
         if actions.min() < 0 or actions.max() > top:
             raise UserError(f"actions must lie in 0 .. {top}, not {actions.min()} .. {actions.max()}")
-        flat = sim.step(actions.astype(np.int64, copy=False))
+        flat = sim.step(np.require(actions, np.int64, ("C", "W")))
         end = sim.sites["end"].copy()
         rewards = sim.rewards.copy()
         info: dict[str, Any] = {"reward_terms": {name: sim.terms[:, i].copy() for i, name in enumerate(TERMS)}}
@@ -133,6 +133,7 @@ class IoTVectorEnv(VectorEnv):
         """Everything that the coming steps depend on: raw bytes of the state arrays, and the generators as JSON."""
         sim = self.simulation
         return {
+            "world": sim.mark,
             "sites": sim.sites.view(np.uint8).copy(),
             "devices": sim.devices.reshape(-1).view(np.uint8).copy(),
             "trails": sim.trails.copy(),
@@ -148,14 +149,15 @@ class IoTVectorEnv(VectorEnv):
         sim = self.simulation
         states = json.loads(saved["generators"])
         sizes = (saved["sites"].size, saved["devices"].size, saved["trails"].shape)
-        if len(states) != self.num_envs or sizes != (sim.sites.nbytes, sim.devices.nbytes, sim.trails.shape):
-            raise UserError("the snapshot is of another batch of environments, or of another version; start anew")
+        if saved["world"] != sim.mark or len(states) != self.num_envs or sizes != (sim.sites.nbytes, sim.devices.nbytes, sim.trails.shape):
+            raise UserError("the snapshot is of another batch of environments, another bank or another version; start anew")
         sim.sites[:] = saved["sites"].view(sim.sites.dtype)
         sim.devices[:] = saved["devices"].view(sim.devices.dtype).reshape(sim.devices.shape)
         sim.trails[:] = saved["trails"]
         self._generators = [np.random.Generator(np.random.PCG64()) for _ in states]
         for generator, state in zip(self._generators, states, strict=True):
             generator.bit_generator.state = state
+        sim.refresh()
         return self._present(sim.observe())
 
     def _begin(self, which: NDArray[np.int64]) -> None:

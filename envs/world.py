@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -131,6 +132,8 @@ class Simulation:
         self.rewards = np.zeros(count)
         self.actions: NDArray[np.int64] | None = None
         """What was ordered in the last step, (E, 1) or (E, D); for those who look on."""
+        if sensor is not None and env.sensors != "live":
+            raise UserError("a sensor was given, and env.sensors is 'stored': set sensors='live' for it to read along")
         self.sensor = _fitting(sensor, bank) if env.sensors == "live" else None
         _announce_compilation()
 
@@ -171,7 +174,24 @@ class Simulation:
     def _read(self, sensor: Sensor, shown: NDArray[np.int32]) -> None:
         """Let the model read the windows shown, afresh each time, and put what it says where stored readings would lie."""
         windows = np.unique(shown)
-        self.world.table[windows, -len(self.bank.sensor_names) :] = sensor.read(self.bank.raw_windows(windows)).table()
+        readings = sensor.read(self.bank.raw_windows(windows)).table()
+        if readings.shape != (len(windows), len(self.bank.sensor_names)) or not ((readings >= 0) & (readings <= 1)).all():
+            raise UserError("the live sensor must read numbers from 0 to 1, one row a window; it gave something else")
+        self.world.table[windows, -len(self.bank.sensor_names) :] = readings
+
+    @cached_property
+    def mark(self) -> str:
+        """A digest of everything that the state's indices point into: a snapshot of another world is refused by it."""
+        digest = hashlib.blake2b(self.config.env.model_dump_json().encode())
+        tables = [one for one in self.world if one is not self.world.table]  # into which live sensors write
+        for one in (*tables, self.bank.features, self.bank.sensors):
+            digest.update(np.ascontiguousarray(one).tobytes())
+        return digest.hexdigest()
+
+    def refresh(self) -> None:
+        """After the state was set from outside: let a live sensor read what it points to."""
+        if self.sensor is not None:
+            self._read(self.sensor, np.concatenate([self.trails[self.trails >= 0], self.devices["window"].ravel()]))
 
     def observe(self, which: NDArray[np.int64] | None = None, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """(E, size) flat observations: a fresh array, or those rows of `out` written that `which` names."""
@@ -214,7 +234,8 @@ class Simulation:
         `healthy_service` is the share of criticality x steps in which a device was both free of footholds and in service.
         """
         site = self.sites[which]
-        steps = np.maximum(site["step"], 1)
+        # What an overrun cuts off was not healthy: else losing fast would look better than holding out.
+        steps = np.where(site["end"] == dynamics.End.OVERRUN, self.config.env.horizon, np.maximum(site["step"], 1))
         names = (*TERMS, "orders", "compromises", "dwell", "false_isolation", *(order.name.lower() for order in Order if order))
         return {
             **{name: site[name].astype(np.float64) for name in names},
@@ -275,7 +296,7 @@ def _world(config: Config, bank: TraceBank, split: str, network: Network) -> Wor
             controls[order][field] = getattr(settings, field, 1 if field == "ttl" else 0.0)
     most, slowest = network.criticality.max(), network.restore_time.max()
     traits = np.stack([network.criticality / most, network.restore_time / slowest, network.protected, network.patchable], axis=1)  # (D, 4)
-    risk = np.array(bank.sensors[:, bank.sensor_names.index("risk")])
+    risk = np.array(bank.sensors[:, bank.sensor_names.index("risk")]) if bank.evasive is None else np.array(bank.evasive)
     return World(
         rules=rules,
         controls=controls,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -133,9 +134,9 @@ class RateLimitConfig(Section):
 
     cost: float = Field(default=0.02, ge=0)
     """Charged once when ordered."""
-    delay: int = Field(default=0, ge=0)
+    delay: int = Field(default=0, ge=0, le=100_000)
     """Steps from order to effect."""
-    ttl: int = Field(default=20, ge=1)
+    ttl: int = Field(default=20, ge=1, le=100_000)
     """Steps until it expires."""
     service_loss: Share
     """Share of legitimate traffic lost."""
@@ -150,9 +151,9 @@ class BlockConfig(Section):
 
     cost: float = Field(default=0.04, ge=0)
     """Charged once when ordered."""
-    delay: int = Field(default=0, ge=0)
+    delay: int = Field(default=0, ge=0, le=100_000)
     """Steps from order to effect."""
-    ttl: int = Field(default=30, ge=1)
+    ttl: int = Field(default=30, ge=1, le=100_000)
     """Steps until it expires."""
     service_loss: Share
     """Share of legitimate traffic lost (shared sources)."""
@@ -167,9 +168,9 @@ class IsolateConfig(Section):
 
     cost: float = Field(default=0.05, ge=0)
     """Charged once when ordered."""
-    delay: int = Field(default=0, ge=0)
+    delay: int = Field(default=0, ge=0, le=100_000)
     """Steps from order to effect."""
-    ttl: int = Field(default=40, ge=1)
+    ttl: int = Field(default=40, ge=1, le=100_000)
     """Steps until it expires."""
 
 
@@ -178,7 +179,7 @@ class RestoreConfig(Section):
 
     cost: float = Field(default=0.1, ge=0)
     """Charged once when ordered (the visit; the re-imaging itself is the `cleanup` term)."""
-    delay: int = Field(default=1, ge=0)
+    delay: int = Field(default=1, ge=0, le=100_000)
     """Steps from order to effect."""
     patch_factor: Share = 0.35
     """Weakness left after a patch, as a share of the original."""
@@ -189,7 +190,7 @@ class ReleaseConfig(Section):
 
     cost: float = Field(default=0.01, ge=0)
     """Charged once when ordered."""
-    delay: int = Field(default=0, ge=0)
+    delay: int = Field(default=0, ge=0, le=100_000)
     """Steps from order to effect."""
 
 
@@ -223,7 +224,7 @@ class EnvConfig(Section):
     """One flat Box in place of the Dict of named parts."""
     features: list[str] = ["Header_Length", "Rate", "syn_flag_number", "ack_flag_number", "HTTPS", "TCP", "UDP", "Tot size", "Std", "IAT"]
     """Traffic features that the defender sees of each device (window means, scaled); these are in both releases of CICIoT2023."""
-    horizon: int = Field(default=200, ge=10)
+    horizon: int = Field(default=200, ge=10, le=100_000)
     """Steps in an episode."""
     step_seconds: float = Field(default=10.0, gt=0)
     """Length of a step; used where figures are given per hour or day."""
@@ -233,11 +234,11 @@ class EnvConfig(Section):
     """First and last step at which an attacker may appear."""
     overrun_share: float = Field(default=0.5, gt=0, le=1)
     """Share of criticality in impact that counts as overrun."""
-    overrun_steps: int = Field(default=10, ge=1)
+    overrun_steps: int = Field(default=10, ge=1, le=100_000)
     """Consecutive steps of it that end the episode."""
     protected: Literal["mask", "cost"] = "mask"
     """Isolating a protected device is masked, or allowed at the `safety` price."""
-    budget: int = Field(default=120, ge=1)
+    budget: int = Field(default=120, ge=1, le=100_000_000)
     """Orders that may take effect in an episode."""
     smoothing: float = Field(default=0.7, ge=0, lt=1)
     """Decay a step of the running means of risk, uncertainty and anomaly in the observation."""
@@ -270,7 +271,7 @@ class AttackerConfig(Section):
     """How one kind of attacker behaves; probabilities are a step."""
 
     probe: Share
-    """Of turning to a new device, for each free hand."""
+    """Of turning to a device drawn at random, for each free hand; one that is clean and within reach is opened."""
     breadth: int = Field(default=3, ge=1, le=64)
     """Devices worked on at once before any foothold."""
     spread: int = Field(default=1, ge=0, le=16)
@@ -293,7 +294,7 @@ class AttackerConfig(Section):
     """Of turning away from the device after a stopped attempt."""
     caution: Share = 0.0
     """How far a setback slows and hides it, fading by a tenth a step."""
-    dormancy: int = Field(default=8, ge=0)
+    dormancy: int = Field(default=8, ge=0, le=100_000)
     """Mean number of quiet steps after a setback that shows the attacker that it was noticed; 0: it never hides."""
     patience: float = Field(default=20.0, gt=0)
     """Setbacks it takes: a stopped attempt to break in counts 0.5, an isolated foothold 1, a lost foothold 4."""
@@ -545,6 +546,28 @@ def _merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
             tree[key] = value
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key stands once: of two, the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, refused where a key repeats."""
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """Plain data of a YAML document.
+
+    Raises:
+        yaml.YAMLError: for what is no YAML, or repeats a key.
+    """
+    return yaml.load(text, _UniqueKeys)
+
+
 def _scalar(text: str, origin: str) -> Any:
     try:
         return yaml.safe_load(text)
@@ -554,7 +577,7 @@ def _scalar(text: str, origin: str) -> Any:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read configuration '{path}': {error.__class__.__name__}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
     except yaml.YAMLError as error:
@@ -566,21 +589,30 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxlevel, _BRIEFLY.maxlist, _BRIEFLY.maxdict, _BRIEFLY.maxstring = 2, 4, 4, 80
+
+
+def _below(node: Any, section: str) -> Any:
+    """What stands at `section`: a field of a model, or an item of a list or dictionary of models."""
+    if isinstance(node, type) and issubclass(node, BaseModel):
+        return node.model_fields[section].annotation
+    return get_args(node)[-1]
+
+
 def explain(error: ValidationError, origin: str, root: type[BaseModel] | None = None) -> str:
     """First fault of a pydantic error as one line; `root` is the model that was validated."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"])
     if fault["type"] == "extra_forbidden":
         *sections, key = [str(part) for part in fault["loc"]]
-        node: type[BaseModel] = root or Config
+        node: Any = root or Config
         for section in sections:
-            kind = node.model_fields[section].annotation
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                node = kind
+            node = _below(node, section)
         return f"{origin}: unknown setting '{where}': {nearest(key, node.model_fields)}"
     message = fault["msg"].removeprefix("Value error, ")
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    given = "" if fault["type"] == "value_error" else f", given {fault['input']!r}"
+    given = "" if fault["type"] == "value_error" else f", given {_BRIEFLY.repr(fault['input'])}"
     return f"{origin}: {where + ': ' if where else ''}{message}{given}{more}"
 
 

@@ -56,6 +56,8 @@ class TraceBank:
     """Which model made the readings."""
     assembled: tuple[str, ...]
     """Classes whose rows are not in capture order."""
+    evasive: NDArray[np.float32] | None = None
+    """(W,) what evading attackers go by, where that is not the bank's own `risk`: theirs, before the readings were exchanged. Never saved."""
     rows: NDArray[np.float32] | None = None
     """(R, F_raw) raw, unscaled rows: what the sensor read, each row once, since windows overlap; None in a bank without them."""
     start: NDArray[np.int64] | None = None
@@ -77,6 +79,8 @@ class TraceBank:
             "sensors": self.sensors.shape == (count, len(self.sensor_names)),
             "successor": self.successor.shape == (count,) and bool(((self.successor >= -1) & (self.successor < count)).all()),
             "label": self.label.shape == (count,) and bool(((self.label >= 0) & (self.label < len(self.class_names))).all()),
+            "sensor_names": tuple(self.sensor_names[-3:]) == ("risk", "uncertainty", "anomaly")
+            and all(n.startswith("probability:") for n in self.sensor_names[:-3]),
             "class_families": len(self.class_families) == len(self.class_names),
             "split": self.split.shape == (count,) and bool(((self.split >= 0) & (self.split < len(SPLITS))).all()),
         }
@@ -135,14 +139,15 @@ class TraceBank:
         return np.asarray(self.rows[self.start[index][:, None] + np.arange(self.length)])
 
     def with_sensors(self, sensors: NDArray[np.float32]) -> TraceBank:
-        """The same windows with other readings (noise controls, ablations); without raw rows, since a sensor reading those would undo the change."""
-        return dataclasses.replace(self._without_rows(), sensors=np.ascontiguousarray(sensors, dtype=np.float32))
+        """The same windows with other readings, for noise controls; attackers evade by the former ones. Raw rows are left out: reading them would undo it."""
+        evasive = self.evasive if self.evasive is not None else np.array(self.sensors[:, self.sensor_names.index("risk")])
+        return dataclasses.replace(self._without_rows(), sensors=np.ascontiguousarray(sensors, dtype=np.float32), evasive=evasive)
 
     def _without_rows(self) -> TraceBank:
         return dataclasses.replace(self, rows=None, start=None, row_names=(), length=0)
 
     def _words(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in (*_ARRAYS, *_RAW_ARRAYS)}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in (*_ARRAYS, *_RAW_ARRAYS, "evasive")}
 
     def save(self, folder: Path, meta: dict[str, Any]) -> None:
         """Write the bank as an artifact folder of `.npy` files, atomically."""
