@@ -34,6 +34,7 @@ def test_the_environment_is_worth_solving_at_small_size(tmp_path: Path) -> None:
 def test_committed_results_are_whole(path: Path) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))
     assert set(found) == FIELDS
+    assert not found["commit"].endswith("-dirty"), "measure from a clean commit"
     for gate in found["gates"].values():
         assert set(gate) == {"what", "value", "low", "high", "op", "target", "met"}
 

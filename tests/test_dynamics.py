@@ -99,6 +99,33 @@ def overrun_state(env: IoTVectorEnv, stage: Stage) -> None:
     sim.devices["hostile"] = -1
 
 
+def test_everything_in_impact_is_overrun_even_where_all_of_it_is_asked_for() -> None:
+    for scenario in SCENARIOS:
+        env = vector(2, scenario=scenario, overrun_share=1.0, overrun_steps=3)
+        env.reset(seed=0)
+        overrun_state(env, Stage.IMPACT)
+        for _ in range(3):
+            *_, info = env.step(np.zeros(2, np.int64))
+        assert (info["final_info"]["end"] == End.OVERRUN).all()
+
+
+def test_losing_fast_does_not_look_healthier_than_holding_out() -> None:
+    quick, slow = (play(vector(300, attack_free=0.0, overrun_steps=steps), Constant(0), seed=0) for steps in (5, 1000))
+    assert quick.summary["steps"].mean() < slow.summary["steps"].mean() - 20
+    assert quick.summary["healthy_service"].mean() < slow.summary["healthy_service"].mean() + 0.05
+    assert quick.summary["dwell"].mean() > 0.5 * slow.summary["dwell"].mean()
+
+
+def test_an_attacker_that_lies_low_shows_nothing() -> None:
+    env = vector(64, attack_free=0.0)
+    env.reset(seed=0)
+    overrun_state(env, Stage.COMPROMISED)
+    env.simulation.sites["dormant"] = 3
+    for step in range(4):
+        env.step(np.zeros(64, np.int64))
+        assert fields(env, "attack_shown").any() == (step == 3)
+
+
 def test_isolation_stops_damage_and_keeps_the_foothold() -> None:
     env = vector(32, protected="cost", overrun_steps=1000)
     env.reset(seed=0)

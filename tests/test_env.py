@@ -144,8 +144,25 @@ def test_a_snapshot_goes_on_alike() -> None:
         (one, gained, *_), (other, also, *_) = first.step(actions), second.step(actions)
         np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(gained, also)
-    with pytest.raises(UserError, match="another batch"):
-        IoTVectorEnv(2, bank=BANK).restore(first.snapshot())
+    others = [IoTVectorEnv(2, bank=BANK, flatten=True), IoTVectorEnv(3, bank=make_bank(windows=30), flatten=True), IoTVectorEnv(3, scenario="home", bank=BANK)]
+    for other in others:
+        with pytest.raises(UserError, match="another batch"):
+            other.restore(first.snapshot())
+
+
+def test_reset_mask_starts_only_what_it_names() -> None:
+    env = IoTVectorEnv(3, bank=BANK, flatten=True)
+    env.reset(seed=0)
+    for _ in range(10):
+        env.step(np.zeros(3, np.int64))
+    env.reset(seed=7, options={"reset_mask": np.array([False, True, False])})
+    assert env.simulation.sites["step"].tolist() == [10, 0, 10]
+    np.testing.assert_array_equal(env.simulation.observe()[1], IoTEnv(bank=BANK, flatten=True).reset(seed=8)[0])
+    for wrong in (np.zeros(3, np.bool_), np.ones(2, np.bool_), [1, 0, 1]):
+        with pytest.raises(UserError, match="reset_mask"):
+            env.reset(options={"reset_mask": wrong})
+    with pytest.raises(UserError, match="seeds"):
+        env.reset(seed=-1)
 
 
 def test_seeds_may_be_given_one_by_one() -> None:

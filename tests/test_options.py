@@ -53,6 +53,28 @@ def test_delayed_telemetry_is_the_telemetry_of_before() -> None:
             np.testing.assert_array_equal(late[t][name], plain[t][name])
 
 
+def test_nothing_from_before_a_restore_counts_after_it() -> None:
+    env = IoTVectorEnv(32, scenario="solo", bank=BANK, flatten=True, attack_free=0.0, start_range=(0, 0), telemetry_delay=8, overrun_steps=1000)
+    env.reset(seed=0)
+    for step in range(60):
+        observation, *_ = env.step(np.full(32, 4 if step == 20 else 0))  # RESTORE, a step's delay, five steps down
+        trend = env.simulation.layout.split(observation)["trend"]
+        if step == 19:
+            assert (trend[..., 0] > 0).all()
+        if 26 <= step < 33:  # back, and nothing of it has arrived since
+            assert (trend == 0).all()
+    assert (trend[..., 0] > 0).all()
+
+
+def test_a_drifting_detectors_past_is_what_it_said_then() -> None:
+    seen, env = episode(40, history=3, detector_drift=0.8)
+    features = env.simulation.layout.features
+    for t in range(2, 41):
+        past = seen[t]["past"].reshape(8, 6, 2, -1)
+        for back in (1, 2):
+            np.testing.assert_array_equal(past[:, :, back - 1, features:], seen[t - back]["sensors"])
+
+
 def test_dropped_readings_say_so() -> None:
     plain, _ = episode(60)
     holes, _ = episode(60, sensor_dropout=0.3)
@@ -146,6 +168,8 @@ def test_evasion_picks_what_the_sensors_find_least_suspicious() -> None:
             found.append(BANK.sensors[devices["window"][devices["attack_shown"]], 8])
         return float(np.concatenate(found).mean())
 
+    config = load_config(overrides=["attackers.difficulty=hard"], environ={})
+    assert (profile_table(config.attackers, "all")["evasion"] < 1).all()
     assert risk(0.0) > risk(0.5) + 0.02
     assert risk(0.5) > risk(0.95) + 0.02
 

@@ -68,6 +68,9 @@ def test_ones_own_from_yaml(tmp_path: Path) -> None:
         ({"devices": []}, "devices"),
         ({"devices": [{"type": "camera", "zone": "field", "count": 0}]}, "devices.0.count"),
         ({"colour": 1}, "unknown setting 'colour'"),
+        ({"zones": {"field": {"exposd": True}}}, "unknown setting 'zones.field.exposd': did you mean 'exposed'"),
+        ({"devices": [{"type": "camera", "zone": "field", "cuont": 2}]}, "unknown setting 'devices.0.cuont': did you mean 'count'"),
+        ({"types": {"drone": {"criticality": 1, "restore_time": 1, "weakness": {}, "colour": 1}}}, "unknown setting 'types.drone.colour'"),
         ({"types": {"drone": {"criticality": 1, "restore_time": 1, "weakness": {"Magic": 1}}}}, "types.drone.weakness"),
         ({"types": {"drone": {"criticality": -1, "restore_time": 1, "weakness": {}}}}, "types.drone.criticality"),
         ({"zones": {f"z{i}": {"exposed": True} for i in range(70)}}, "zones"),
@@ -83,7 +86,9 @@ def test_faulty_files_are_one_clear_line(tmp_path: Path, change: dict[str, objec
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "said"), [("[1]", "must hold"), ("a: [", "not valid YAML"), ("", "must hold"), ("\x00", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "said"), [("[1]", "must hold"), ("a: [", "not valid YAML"), ("", "must hold"), ("\x00", "not valid YAML"), ("name: a\nname: b", "stands twice")]
+)
 def test_what_is_no_scenario(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "no.yaml"
     file.write_text(text)
@@ -91,6 +96,15 @@ def test_what_is_no_scenario(tmp_path: Path, text: str, said: str) -> None:
         load_scenario(str(file))
     with pytest.raises(UserError, match="cannot read"):
         load_scenario(str(tmp_path / "missing.yml"))
+
+
+def test_a_file_that_unfolds_without_bound_is_one_short_line(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 7)), "name: *a6"]
+    file = tmp_path / "bomb.yml"
+    file.write_text("\n".join(lines))
+    with pytest.raises(UserError) as caught:
+        load_scenario(str(file))
+    assert len(str(caught.value)) < 1000
 
 
 def test_weaknesses_differ_between_episodes_within_the_stated_range() -> None:
