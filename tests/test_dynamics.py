@@ -1,5 +1,7 @@
 """The rules of the world: bounds, invariants, and what each order does."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.stats import kstest
@@ -97,6 +99,17 @@ def overrun_state(env: IoTVectorEnv, stage: Stage) -> None:
     sim.devices["stage"] = stage
     sim.devices["technique"] = sim.world.emissions[sim.sites["profile"], stage, 0][:, None]
     sim.devices["hostile"] = -1
+
+
+def test_a_device_keeps_its_own_benign_traffic_for_an_episode() -> None:
+    bank = dataclasses.replace(BANK, class_families=("Benign", "Benign", *BANK.class_families[2:]))  # two sites' devices, say
+    env = IoTVectorEnv(50, bank=bank, flatten=True, attack_free=1.0)
+    env.reset(seed=0)
+    first = bank.label[fields(env, "window")].copy()
+    assert {0, 1} == set(np.unique(first).tolist())
+    for _ in range(150):
+        env.step(np.zeros(50, np.int64))
+        np.testing.assert_array_equal(bank.label[fields(env, "window")], first)
 
 
 def test_everything_in_impact_is_overrun_even_where_all_of_it_is_asked_for() -> None:
