@@ -145,6 +145,8 @@ class IoTEnv(gym.Env):
         key = self.np_random.integers(0, 2**63, dtype=np.uint64)
         self.simulation.begin(np.zeros(1, np.int64), np.array([key], np.uint64))
         self._running = True
+        if self._viewer is not None:
+            self._viewer.forget()
         info = self.simulation.describe()
         if self.simulation.config.env.expose_truth:
             info["truth"] = self.simulation.truth(0)

@@ -39,6 +39,7 @@ from envs.rendering import (
     situation,
     words,
 )  # fmt: skip
+from src.errors import UserError
 
 WIDTH = 1280
 DPI = 100
@@ -99,6 +100,9 @@ def place(scene: Scene, area: Box) -> Places:
     """Zones in columns by their distance from the internet, devices in a grid inside; cells as large as fit.
 
     A column of too many zones is folded into several side by side.
+
+    Raises:
+        UserError: for a network that does not fit.
     """
     far = _distances(scene)
     sizes = [scene.zone.count(z) for z in range(len(scene.zones))]
@@ -111,7 +115,7 @@ def place(scene: Scene, area: Box) -> Places:
             if None not in found and total <= area.w:
                 stacks = [(stack, k, GUTTER if i == 0 else FOLD) for part in found if part for i, (stack, k) in enumerate(part[0])]
                 return _settle(scene, sizes, area, stacks, w, h)
-    raise ValueError(f"a network of {len(sizes)} zones and {len(scene.devices)} devices does not fit the picture")
+    raise UserError(f"a network of {len(sizes)} zones and {len(scene.devices)} devices does not fit the picture; look at it with render_mode='ansi'")
 
 
 def _fold(column: list[int], sizes: list[int], w: float, h: float, high: float) -> tuple[list[tuple[list[int], int]], float] | None:
@@ -405,8 +409,8 @@ class Picture:
         yield self._text(ASIDE, 22, textwrap.shorten(words(scene, now), 96, placeholder=" …"), 14, INK)
         said = situation(now) or "hidden state not shown"
         yield self._text(ASIDE, 44, said, 11.5, ALARM if now.truth and now.truth.attacker and now.step >= now.truth.start else MUTED)
-        yield self._text(WIDTH - MARGIN, 22, f"return {now.total:.1f}", 17, INK, ha="right", weight="bold")
-        ended = f"ended: {now.end}" if now.end else f"this step {now.reward:.3f}"
+        yield self._text(WIDTH - MARGIN, 22, f"return {now.total:z.1f}", 17, INK, ha="right", weight="bold")
+        ended = f"ended: {now.end}" if now.end else f"this step {now.reward:z.3f}"
         yield self._text(WIDTH - MARGIN, 44, ended, 11.5, INK if now.end else MUTED, ha="right", weight="bold" if now.end else "normal")
 
     def _nodes(self, now: Frame) -> Iterator[Artist]:

@@ -16,27 +16,37 @@ import hashlib
 import html
 import json
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import Autoreset
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
+from envs.dynamics import Order
 from envs.iot_env import IoTEnv
 from envs.rendering import CONTROL_COLOURS, CONTROLS, LETTERS, RISK_RAMP, STAGE_COLOURS, TERM_COLOURS, Frame, Scene, Stage, frame, scene
+from envs.scenarios import MOST_ZONES
 from src.artifacts import write_text
 from src.config import Config
 from src.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SCHEMA = 1
 """Version of the file's form; readers refuse others."""
 
 LIMIT = 64 * 2**20
 """Most bytes of a recording."""
+
+LONGEST = 100_000
+"""Most steps of an episode, as for `env.horizon`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Header:
     """Sections `env`, `attackers` and `reward`."""
     digest: str
     """SHA-256 of `config`."""
-    origin: dict[str, Any]
+    origin: dict[str, str]
     """`info` at reset: traffic, site, sensor, split."""
     truth: bool
 
@@ -107,10 +117,14 @@ def _digest(settings: dict[str, Any]) -> str:
 
 
 def _unwrapped(env: gym.Env) -> IoTEnv:
-    inner = env.unwrapped
+    inner = getattr(env, "unwrapped", env)
     if not isinstance(inner, IoTEnv):
-        raise UserError(f"only an IoTEnv can be recorded and played again, not {type(inner).__name__}")
+        raise UserError(f"{type(inner).__name__} cannot be recorded or played again: record one IoTEnv; a batch or a duel is not recorded")
     return inner
+
+
+def _footer(inner: IoTEnv, last: Frame) -> Footer:
+    return Footer(last.end or "truncated", last.step, last.total, inner.simulation.summary(0))
 
 
 class EpisodeRecorder(gym.Wrapper):
@@ -128,15 +142,30 @@ class EpisodeRecorder(gym.Wrapper):
             truth: whether to record what the defender does not see.
 
         Raises:
-            UserError: for another environment.
+            UserError: for another environment, one that resets itself, or a path that cannot be written.
         """
+        self._inner = _unwrapped(env)
         super().__init__(env)
+        layer: Any = env
+        while isinstance(layer, gym.Wrapper):
+            if isinstance(layer, Autoreset):
+                raise UserError("the recorder does not see the resets of an Autoreset inside of it: put Autoreset outside of it")
+            layer = layer.env
         self.path, self.truth = Path(path), truth
         self.finished = 0
         """Episodes written."""
-        self._inner = _unwrapped(env)
         self._lines: list[bytes] = []
         self._last: Frame | None = None
+        """The last frame noted; None where no episode is being recorded."""
+        target = self._target()
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=target.parent):
+                folder = target.is_dir()
+        except OSError as error:
+            raise UserError(f"cannot write the recording '{target}': {error.strerror}") from error
+        if folder:
+            raise UserError(f"cannot write the recording '{target}': it is a folder; name a file")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode and its recording.
@@ -144,10 +173,11 @@ class EpisodeRecorder(gym.Wrapper):
         Raises:
             UserError: when a recording of an episode this long would grow beyond the limit.
         """
+        self._lines, self._last = [], None
         generator = dict(self._inner.np_random.bit_generator.state) if seed is None else None
         observation, info = self.env.reset(seed=seed, options=options)
         sim = self._inner.simulation
-        self._last = frame(sim, truth=self.truth)
+        first = frame(sim, truth=self.truth)
         settings = _settings(sim.config)
         header = Header(
             schema=SCHEMA,
@@ -160,22 +190,41 @@ class EpisodeRecorder(gym.Wrapper):
             origin={name: str(value) for name, value in sim.describe().items()},
             truth=self.truth,
         )
-        self._lines = [_HEADER.dump_json(header), _FRAME.dump_json(self._last)]
+        self._lines = [_HEADER.dump_json(header), _FRAME.dump_json(first)]
         # A line grows by little as the episode goes on: timers instead of zeros, longer fractions, an order in words.
-        if (size := 2 * len(self._lines[1]) * self._last_step()) > LIMIT:
-            raise UserError(f"a recording of {self._last_step()} steps may take {size / 2**20:.0f} MB, more than {LIMIT // 2**20}; lower env.horizon")
+        horizon = sim.config.env.horizon
+        if (size := 2 * len(self._lines[1]) * horizon) > LIMIT:
+            raise UserError(f"a recording of {horizon} steps may take {size / 2**20:.0f} MB, more than {LIMIT // 2**20}; lower env.horizon")
+        self._last = first
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Act, and note it."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
+        """Act, and note it. A refused action leaves the episode as it was; one that is interrupted ends its recording.
+
+        Raises:
+            UserError: for an action that is no integer or list of them, when a wrapper inside of this one does not make one step of it,
+                or when the file cannot be written.
+        """
+        given = _plain(action)
         sim = self._inner.simulation
-        if self._last is not None:
-            self._last = frame(sim, truth=self.truth, before=self._last)
-            given = np.asarray(action)
-            self._lines.append(_STEP.dump_json(Step(tuple(given.tolist()) if given.ndim else int(given), self._last)))
+        # Between the step and its note there is nothing to go on from: an interrupt there must not leave a gap in the file.
+        last, self._last = self._last, None
+        before = int(sim.sites[0]["step"]) if last is None else last.step
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        except UserError:
+            if int(sim.sites[0]["step"]) == before:
+                self._last = last
+            raise
+        if (step := int(sim.sites[0]["step"])) != before + 1:
+            raise UserError(f"the environment went from step {before} to {step} under the recorder: put Autoreset and what repeats steps outside of it")
+        if last is not None:
+            now = frame(sim, truth=self.truth, before=last)
+            self._lines.append(_STEP.dump_json(Step(given, now)))
             if terminated or truncated:
-                self._write(sim.summary(0))
+                self._write(now)
+            else:
+                self._last = now
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
@@ -183,21 +232,29 @@ class EpisodeRecorder(gym.Wrapper):
         self._lines, self._last = [], None
         super().close()
 
-    def _last_step(self) -> int:
-        return self._inner.simulation.config.env.horizon
+    def _target(self) -> Path:
+        return Path(str(self.path).replace("{episode}", str(self.finished)))
 
-    def _write(self, summary: dict[str, float]) -> None:
-        last = self._last
-        assert last is not None
-        footer = Footer(last.end or "truncated", last.step, last.total, summary)
-        lines = [*self._lines, _FOOTER.dump_json(footer), b""]
-        self._lines, self._last = [], None
-        target = Path(str(self.path).replace("{episode}", str(self.finished)))
+    def _write(self, last: Frame) -> None:
+        lines = [*self._lines, _FOOTER.dump_json(_footer(self._inner, last)), b""]
+        target = self._target()
         try:
             write_text(target, b"\n".join(lines).decode())
         except UserError as error:
             raise UserError(f"cannot write the recording '{target}': {error.__cause__ or error}") from error
+        self._lines = []
         self.finished += 1
+
+
+def _plain(action: Any) -> int | tuple[int, ...]:
+    """An action as it is written down."""
+    try:
+        given = np.asarray(action)
+    except ValueError:  # lists of different lengths
+        given = np.empty(0)
+    if given.ndim > 1 or not np.issubdtype(given.dtype, np.integer):
+        raise UserError(f"action {action!r} cannot be recorded: an integer, or a list of one a device, is needed")
+    return tuple(map(int, given)) if given.ndim else int(given)
 
 
 def read_recording(path: Path | str) -> Recording:
@@ -232,10 +289,33 @@ def read_recording(path: Path | str) -> Recording:
             cut = "; the file may be cut off" if number == len(kinds) else ""
             raise UserError(f"recording '{path}', line {number}: {where}: {fault['msg'].lower()}{cut}; record it again") from error
     header, first, *steps, footer = read
-    for number, one in enumerate([first, *(step.frame for step in steps)], 2):
-        if fault := _misfit(header, one, number - 2):
+    frames = [first, *(step.frame for step in steps)]
+    faults = [_flaw(header.scene), *(_misfit(header, one, step) for step, one in enumerate(frames)), _mismatch(footer, frames[-1])]
+    for number, fault in enumerate(faults, 1):
+        if fault:
             raise UserError(f"recording '{path}', line {number}: {fault}; record it again")
     return Recording(header, first, tuple(steps), footer)
+
+
+def _flaw(here: Scene) -> str | None:
+    """Why no picture could be made of a scene; None if it can."""
+    if not 1 <= here.horizon <= LONGEST or not 0 < here.step_seconds * here.horizon < np.inf:
+        return f"a horizon of {here.horizon} steps of {here.step_seconds} s: 1 to {LONGEST} steps of a finite length are read"
+    if not all(0 <= c < np.inf for c in here.criticality) or not sum(here.criticality) > 0:
+        return "criticality must be finite and not negative, and not 0 everywhere"
+    if len(here.zones) > MOST_ZONES:
+        return f"{len(here.zones)} zones: {MOST_ZONES} at most are read"
+    return None if all(here.devices) else "a device has no name"
+
+
+def _mismatch(footer: Footer, last: Frame) -> str | None:
+    """What does not fit between the last line and the last step; None if all does."""
+    if not np.isfinite([footer.total, *footer.summary.values()]).all():
+        return "a number is not finite"
+    for name, said, found in (("steps", footer.steps, last.step), ("total", footer.total, last.total), ("end", footer.end, last.end or "truncated")):
+        if said != found:
+            return f"{name} is {said}, and the last step says {found}"
+    return None
 
 
 def _misfit(header: Header, one: Frame, step: int) -> str | None:
@@ -259,7 +339,13 @@ def _misfit(header: Header, one: Frame, step: int) -> str | None:
         return "the scene names a zone that it does not have"
     if not np.isfinite([*one.risk, *one.uncertainty, *one.anomaly, *one.service, *one.losses, one.reward, one.total]).all():
         return "a number is not finite"
-    if any(not 0 <= d < count or not 1 <= order <= 5 for d, order, _ in one.orders) or (one.truth and not all(0 <= s < len(Stage) for s in one.truth.stage)):
+    if not all(0 <= share <= 1 for share in (*one.risk, *one.service)):
+        return "a risk or a service lies outside of 0 to 1"
+    if not all(0 <= order < len(Order) for order in one.pending) or not all(left >= 0 for timers in one.controls for left in timers):
+        return "an order on its way or the time left of a control is out of range"
+    if any(not 0 <= d < count or not 1 <= order < len(Order) for d, order, _ in one.orders) or (
+        one.truth and not all(0 <= s < len(Stage) for s in one.truth.stage)
+    ):
         return "an order or a stage is out of range"
     return None
 
@@ -272,7 +358,7 @@ def replay(path: Path | str, env: gym.Env) -> Recording:
         env: an environment like the recorded one, with the same wrappers; it is reset.
 
     Raises:
-        UserError: when the environment is another one, or at the first step that differs.
+        UserError: when the environment is another one, at the first step that differs, or when the episode came to something else.
     """
     recording = read_recording(path)
     header, inner = recording.header, _unwrapped(env)
@@ -310,11 +396,13 @@ def replay(path: Path | str, env: gym.Env) -> Recording:
         made = frame(inner.simulation, truth=header.truth, before=made)
         if made != step.frame:
             raise UserError(f"recording '{path}' does not repeat at step {number}: {_difference(made, step.frame)}")
+    if (came := _footer(inner, made)) != recording.footer:
+        raise UserError(f"recording '{path}' does not repeat in its last line: {_difference(came, recording.footer)}")
     return recording
 
 
-def _difference(made: Frame, recorded: Frame) -> str:
-    names = ["reward", *(field.name for field in fields(Frame) if field.name != "reward")]
+def _difference(made: Frame | Footer, recorded: Frame | Footer) -> str:
+    names = sorted((field.name for field in fields(made)), key=lambda name: name != "reward")  # it says more than what comes before it
     name = next(name for name in names if getattr(made, name) != getattr(recorded, name))
     one, other = getattr(made, name), getattr(recorded, name)
     return f"{name} is {one}, and was {other}" if isinstance(one, float) else f"{name} differs"
@@ -324,17 +412,24 @@ def write_png(recording: Recording, path: Path | str, step: int | None = None) -
     """The picture of one step, the last where none is named, with the timeline up to it.
 
     Raises:
-        UserError: when the file cannot be written.
+        UserError: for a step that the recording does not have, a network too large for a picture, or a file that cannot be written.
     """
     from PIL import Image
 
     from envs.picture import Picture
 
+    steps = recording.footer.steps
+    if step is not None and not 0 <= step <= steps:
+        raise UserError(f"there is no step {step} in the recording: 0 to {steps}")
     frames = recording.frames if step is None else recording.frames[: step + 1]
-    image = Image.fromarray(Picture(recording.header.scene, recording.header.truth).draw(frames))
+    _save(Image.fromarray(Picture(recording.header.scene, recording.header.truth).draw(frames)), path, "PNG")
+
+
+def _save(image: Image, path: Path | str, form: str, **settings: Any) -> None:
+    """Write an image; its form does not hang on the file's name."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, optimize=True)
+        image.save(path, format=form, optimize=True, **settings)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
 
@@ -343,11 +438,14 @@ def write_gif(recording: Recording, path: Path | str, every: int = 2, fps: float
     """The episode as an animated picture, a frame every `every` steps; one palette for all frames keeps it small.
 
     Raises:
-        UserError: when the file cannot be written.
+        UserError: for a pace that a GIF does not have, a network too large for a picture, or a file that cannot be written.
     """
     from PIL import Image
 
     from envs.picture import PALETTE, Picture
+
+    if every < 1 or not 0.01 <= fps <= 100:
+        raise UserError(f"a GIF of every {every} steps at {fps} frames a second: every must be at least 1, and fps lie in 0.01 to 100")
 
     picture, frames = Picture(recording.header.scene, recording.header.truth), recording.frames
     shown = sorted({*range(0, len(frames), every), len(frames) - 1})
@@ -357,11 +455,8 @@ def write_gif(recording: Recording, path: Path | str, every: int = 2, fps: float
     palette = Image.new("P", (1, 1))
     palette.putpalette([*(value for colour in PALETTE for value in colour), *found][: 3 * 256])
     small = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        small[0].save(path, save_all=True, append_images=small[1:], duration=[round(1000 / fps)] * (len(small) - 1) + [3000], loop=0, optimize=True)
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
+    duration = [round(1000 / fps)] * (len(small) - 1) + [3000]
+    _save(small[0], path, "GIF", save_all=True, append_images=small[1:], duration=duration, loop=0)
 
 
 def write_html(recording: Recording, path: Path | str) -> None:
@@ -416,7 +511,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"error: {error}")
         return 2
     footer = recording.footer
-    console.print(f"{recording.header.scene.scenario}: {footer.steps} steps, ended by {footer.end}, return {footer.total:.2f}")
+    console.print(f"{recording.header.scene.scenario}: {footer.steps} steps, ended by {footer.end}, return {footer.total:z.2f}")
     return 0
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -44,6 +44,9 @@ RISK_RAMP = ("#f6f4ee", "#fbe3b0", "#f2b04f", "#c4691c", "#5e2a08")
 
 LETTERS = ("L", "B", "I", "R")
 """Badges, by `CONTROLS`: limit, block, isolate, restore."""
+
+WIDEST = 1000
+"""Columns of a table that no terminal bounds; rich would shorten names where they do not fit."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +183,7 @@ def frame(simulation: Simulation, e: int = 0, *, truth: bool, before: Frame | No
         given=given,
         reward=float(simulation.rewards[e]) if step else 0.0,
         losses=tuple(w * float(loss) if step else 0.0 for w, loss in zip(weights, simulation.terms[e], strict=True)),
-        total=-sum(w * float(site[name]) for w, name in zip(weights, TERMS, strict=True)),
+        total=0.0 - sum(w * float(site[name]) for w, name in zip(weights, TERMS, strict=True)),  # not -sum, which may be -0.0
         end=End(site["end"]).name.lower() if site["end"] else None,
         truth=_truth(simulation, e) if truth else None,
     )
@@ -242,20 +245,24 @@ def situation(frame: Frame) -> str:
     return f"{truth.attacker} since step {truth.start}{', lying low' if truth.dormant else ''}"
 
 
+def headline(scene: Scene, frame: Frame) -> str:
+    """Where the episode stands; `z` keeps a loss that rounds to nothing from reading -0.00."""
+    place = f"{scene.scenario}, {scene.traffic} traffic  step {frame.step} of {scene.horizon} ({clock(scene, frame.step)})"
+    return f"{place}  return {frame.total:z.2f}, this step {frame.reward:z.3f}"
+
+
 def table(scene: Scene, frame: Frame, most: int | None = None) -> Table:
     """The network as a table, a row a device; with `most`, the rows that need the defender's eye first."""
     rows = list(range(len(scene.devices)))
     if most is not None and len(rows) > most:
         busy = [sum(frame.controls[d]) > 0 or frame.pending[d] > 0 or (frame.truth is not None and frame.truth.stage[d] > 0) for d in rows]
         rows = sorted(sorted(rows, key=lambda d: (not busy[d], -frame.risk[d]))[:most])
-    place = f"{scene.scenario}, {scene.traffic} traffic  step {frame.step} of {scene.horizon} ({clock(scene, frame.step)})"
-    head = f"{place}  return {frame.total:.2f}, this step {frame.reward:.3f}"
-    losses = "  ".join(f"{name} {-loss:.3f}" for name, loss in zip(scene.terms, frame.losses, strict=True) if loss)
+    losses = "  ".join(f"{name} {-loss:z.3f}" for name, loss in zip(scene.terms, frame.losses, strict=True) if loss)
     foot = [f"order: {words(scene, frame)}", f"lost: {losses or 'nothing'}", situation(frame), f"ended: {frame.end}" if frame.end else ""]
     if len(rows) < len(scene.devices):
         foot.append(f"{len(scene.devices) - len(rows)} more devices are not shown")
-    out = Table(title=Text(head), caption=Text("\n".join(line for line in foot if line)), box=box.SIMPLE_HEAD, pad_edge=False)
-    out.title_justify = out.caption_justify = "left"
+    out = Table(caption=Text("\n".join(line for line in foot if line)), box=box.SIMPLE_HEAD, pad_edge=False)
+    out.caption_justify = "left"
     for name in ("device", "zone", "risk", "unc.", "anomaly", "service", "controls"):
         out.add_column(name, justify="right" if name in ("unc.", "anomaly", "service") else "left", no_wrap=True)
     if frame.truth is not None:
@@ -277,6 +284,11 @@ def table(scene: Scene, frame: Frame, most: int | None = None) -> Table:
             cells.append(Text(frame.truth.shown[d] or "silent", style="dim"))
         out.add_row(*cells)
     return out
+
+
+def _page(scene: Scene, frame: Frame, most: int | None = None) -> Group:
+    """The headline on a line of its own, for a title would be wrapped to the width of the table, and the table."""
+    return Group(Text(headline(scene, frame)), table(scene, frame, most))
 
 
 def _bar(risk: float, silent: bool) -> Text:
@@ -305,16 +317,17 @@ class Viewer:
         """`mode` is one of IoTEnv's render modes."""
         self.mode, self.fps = mode, fps
         self.frames: list[Frame] = []
-        self._key: int | None = None
-        self._forget()
+        self._bare()
+
+    def forget(self) -> None:
+        """A new episode begins: what was shown of the last one stays on the terminal, and out of the picture."""
+        self.close()
+        self.frames = []
 
     def show(self, simulation: Simulation, truth: bool) -> NDArray[np.uint8] | str | None:
         """Present environment 0; steps that were not shown are blank in the picture's timeline."""
-        step, key = int(simulation.sites[0]["step"]), int(simulation.sites[0]["key"])
-        if key != self._key or (self.frames and self.frames[-1].step > step):
-            self.close()
-            self.frames, self._key = [], key
-        elif self.frames and self.frames[-1].step == step:
+        step = int(simulation.sites[0]["step"])
+        while self.frames and self.frames[-1].step >= step:  # shown twice, or put back to an earlier step
             self.frames.pop()
         self.frames.append(frame(simulation, truth=truth, before=self.frames[-1] if self.frames else None))
         here = scene(simulation)
@@ -326,7 +339,7 @@ class Viewer:
             return self._picture.draw(self.frames)
         if self.mode == "ansi":
             out = io.StringIO()
-            Console(file=out, width=160, color_system=None).print(table(here, self.frames[-1]))
+            Console(file=out, width=WIDEST, color_system=None).print(_page(here, self.frames[-1]))
             return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
         return self._print(here)
 
@@ -339,25 +352,25 @@ class Viewer:
     def _print(self, here: Scene) -> None:
         console = Console(file=sys.stdout)
         if not console.is_terminal:
-            console.print(table(here, self.frames[-1]), crop=False, width=160)
+            Console(file=sys.stdout, width=WIDEST).print(_page(here, self.frames[-1]))
             return
         if self._live is None:
             self._live = Live(console=console, auto_refresh=False)
             self._live.start()
             console.show_cursor(True)  # nobody may call close()
-        self._live.update(table(here, self.frames[-1], most=max(4, console.height - 12)), refresh=True)
+        self._live.update(_page(here, self.frames[-1], most=max(4, console.height - 12)), refresh=True)
         time.sleep(max(0.0, self._due - time.monotonic()))
         self._due = time.monotonic() + 1.0 / self.fps
 
-    def _forget(self) -> None:
+    def _bare(self) -> None:
         self._live: Live | None = None
         self._picture: Picture | None = None
         self._due = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
         """Frames only: neither a terminal nor a canvas is copied with an environment."""
-        return {"mode": self.mode, "fps": self.fps, "frames": list(self.frames), "_key": self._key}
+        return {"mode": self.mode, "fps": self.fps, "frames": list(self.frames)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._bare()

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import pickle
 import re
 import subprocess
@@ -14,14 +15,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.wrappers import RecordVideo, RenderCollection
+from gymnasium.wrappers import Autoreset, RenderCollection, TransformAction
 from PIL import Image
 from pydantic import TypeAdapter
 
-from envs import IoTEnv
+from envs import IoTEnv, IoTVectorEnv
+from envs.duel import IoTDuel
 from envs.picture import Box, Picture, place
-from envs.recording import EpisodeRecorder, main, read_recording, replay, write_gif, write_html
-from envs.rendering import CONTROL_COLOURS, CONTROLS, STAGE_COLOURS, Frame, Scene, frame, scene, table, words
+from envs.recording import EpisodeRecorder, main, read_recording, replay, write_gif, write_html, write_png
+from envs.rendering import CONTROL_COLOURS, CONTROLS, STAGE_COLOURS, Frame, Scene, frame, headline, scene, table, words
 from envs.scenarios import SCENARIOS
 from src.errors import UserError
 from tests.banks import make_bank
@@ -167,6 +169,35 @@ def test_human_prints_plainly_where_there_is_no_terminal(capsys: pytest.CaptureF
     assert "\x1b" not in out
 
 
+@pytest.mark.parametrize("mode", ["ansi", "human"])
+def test_text_shortens_no_name(mode: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    env = IoTEnv("clinic", bank=BANK, render_mode=mode, expose_truth=True, action_mode="joint", budget=100)
+    env.reset(seed=0)
+    for kind in (1, 2, 3, 4):  # every control at once
+        env.step(np.full(len(env.device_names), kind))
+    capsys.readouterr()
+    text = env.render()
+    out = text if isinstance(text, str) else capsys.readouterr().out
+    here = scene(env.simulation)
+    assert "…" not in out
+    rows = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+    assert all(here.zones[z] in rows[name] for name, z in zip(here.devices, here.zone, strict=True))
+    assert out.splitlines()[0] == headline(here, frame(env.simulation, truth=True))
+
+
+def test_a_return_of_nothing_has_no_sign() -> None:
+    env = IoTEnv(bank=BANK)
+    env.reset(seed=0)
+    now = frame(env.simulation, truth=False)
+    assert math.copysign(1, now.total) == 1
+    here = scene(env.simulation)
+    assert "return 0.00, this step 0.000" in headline(here, now)
+    assert "return 0.00, this step 0.000" in headline(here, dataclasses.replace(now, total=-0.001, reward=-0.0001))
+    said = [getattr(text, "get_text", str)() for text in Picture(here, truth=False)._title(dataclasses.replace(now, total=-0.01, reward=-0.0001))]
+    assert {"return 0.0", "this step 0.000"} <= {*said}
+
+
 def test_human_redraws_in_place_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
@@ -259,13 +290,39 @@ def test_gymnasium_collects_pictures() -> None:
     assert {picture.shape for picture in pictures} == {pictures[0].shape}
 
 
-def test_gymnasium_records_video(tmp_path: Path) -> None:
-    pytest.importorskip("moviepy")
-    env = RecordVideo(IoTEnv("home", bank=BANK, render_mode="rgb_array", horizon=10, start_range=(1, 2)), str(tmp_path))
-    for _ in play(env):
-        pass
-    env.close()
-    assert list(tmp_path.glob("*.mp4"))
+def test_an_episode_begun_again_starts_with_an_empty_picture() -> None:
+    env = IoTEnv("home", bank=BANK, render_mode="rgb_array")
+    env.reset(seed=0)
+    first = env.render()
+    for _ in range(6):
+        env.step(0)
+        env.render()
+    env.reset(seed=0)
+    again = env.render()
+    assert isinstance(again, np.ndarray)
+    assert (again == first).all()
+    for _ in range(8):
+        env.step(0)
+    late = env.render()  # steps 1 to 7 were not looked at in this episode
+    fresh = IoTEnv("home", bank=BANK, render_mode="rgb_array")
+    fresh.reset(seed=0)
+    fresh.render()
+    for _ in range(8):
+        fresh.step(0)
+    other = fresh.render()
+    assert isinstance(late, np.ndarray)
+    assert isinstance(other, np.ndarray)
+    assert (late == other).all()
+
+
+def test_a_network_too_large_for_a_picture_is_sent_to_the_table(tmp_path: Path) -> None:
+    own = tmp_path / "own.yml"
+    devices = ", ".join(f"{{type: {kind}, zone: hall, count: 1000}}" for kind in ("camera", "lock", "pump"))
+    own.write_text(f"name: mill\nzones: {{hall: {{exposed: true}}}}\ndevices: [{devices}]")
+    env = IoTEnv(str(own), bank=BANK, render_mode="rgb_array")
+    env.reset(seed=0)
+    with pytest.raises(UserError, match=r"3000 devices does not fit the picture; .*'ansi'"):
+        env.render()
 
 
 @pytest.mark.parametrize("mode", ["human", "rgb_array"])
@@ -339,7 +396,103 @@ def test_a_refused_action_is_not_recorded(tmp_path: Path) -> None:
 
 def test_recordings_have_a_bound(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"lower env\.horizon"):
-        EpisodeRecorder(IoTEnv(bank=BANK, horizon=10**6), tmp_path / "e.jsonl").reset(seed=0)
+        EpisodeRecorder(IoTEnv(bank=BANK, horizon=10**5), tmp_path / "e.jsonl").reset(seed=0)
+
+
+class Interrupting(gymnasium.Wrapper):
+    """Stops after the inner step, once."""
+
+    armed = True
+
+    def step(self, action: Any) -> Any:
+        out = self.env.step(action)
+        if self.armed and self.unwrapped.simulation.sites[0]["step"] == 5:  # type: ignore[attr-defined]
+            self.armed = False
+            raise KeyboardInterrupt
+        return out
+
+
+def test_an_interrupted_step_leaves_no_gap_in_a_file(tmp_path: Path) -> None:
+    env = EpisodeRecorder(Interrupting(IoTEnv("home", bank=BANK, horizon=10, start_range=(1, 2))), tmp_path / "e.jsonl")
+    env.reset(seed=0)
+    for _ in range(4):
+        env.step(0)
+    with pytest.raises(KeyboardInterrupt):
+        env.step(0)
+    while not env.step(0)[3]:
+        pass
+    assert list(tmp_path.iterdir()) == []
+    env.reset(seed=0)
+    while not env.step(0)[3]:
+        pass
+    assert read_recording(tmp_path / "e.jsonl").footer.steps == 10
+
+
+class Repeating(gymnasium.Wrapper):
+    """Makes two steps of one."""
+
+    def step(self, action: Any) -> Any:
+        self.env.step(action)
+        return self.env.step(action)
+
+
+def test_what_resets_or_repeats_is_put_outside(tmp_path: Path) -> None:
+    def small() -> IoTEnv:
+        return IoTEnv("home", bank=BANK, horizon=10, start_range=(1, 2))
+
+    with pytest.raises(UserError, match="put Autoreset outside of it"):
+        EpisodeRecorder(Autoreset(small()), tmp_path / "e.jsonl")
+    twice = EpisodeRecorder(Repeating(small()), tmp_path / "e.jsonl")
+    twice.reset(seed=0)
+    with pytest.raises(UserError, match=r"from step 0 to 2 .* outside of it"):
+        twice.step(0)
+    env = Autoreset(EpisodeRecorder(small(), tmp_path / "{episode}.jsonl"))
+    env.reset(seed=0)
+    for _ in range(22):
+        env.step(0)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["0.jsonl", "1.jsonl"]
+
+
+def test_an_action_that_cannot_be_written_down_is_refused_before_the_step(tmp_path: Path) -> None:
+    words = TransformAction(IoTEnv("home", bank=BANK, horizon=10, start_range=(1, 2)), lambda _: 0, None)
+    env = EpisodeRecorder(words, tmp_path / "e.jsonl")
+    env.reset(seed=0)
+    for action in ("MONITOR", None, {"order": 1}, 1.5, [[1], [1, 2]], [[1]]):
+        with pytest.raises(UserError, match="cannot be recorded"):
+            env.step(action)
+    assert words.unwrapped.simulation.sites[0]["step"] == 0  # type: ignore[attr-defined]
+    for _ in range(10):
+        env.step(np.int64(0))
+    assert read_recording(tmp_path / "e.jsonl").footer.steps == 10
+
+
+@pytest.mark.parametrize("other", [lambda: IoTVectorEnv(2, scenario="home", bank=BANK), lambda: IoTDuel("home", bank=BANK)], ids=["batch", "duel"])
+def test_only_one_environment_is_recorded(other: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="record one IoTEnv; a batch or a duel is not recorded"):
+        EpisodeRecorder(other(), tmp_path / "e.jsonl")
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_the_episode(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="it is a folder"):
+        EpisodeRecorder(IoTEnv(bank=BANK), tmp_path)
+    for path in (tmp_path / "file" / "e.jsonl", "/proc/e.jsonl"):
+        with pytest.raises(UserError, match=r"cannot write the recording '.*e\.jsonl'"):
+            EpisodeRecorder(IoTEnv(bank=BANK), path)
+    EpisodeRecorder(IoTEnv(bank=BANK), tmp_path / "new" / "e.jsonl")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_recording_that_was_not_written_is_still_held(tmp_path: Path) -> None:
+    env = EpisodeRecorder(IoTEnv("home", bank=BANK, horizon=10, start_range=(1, 2)), tmp_path / "e.jsonl")
+    env.reset(seed=0)
+    for _ in range(9):
+        env.step(0)
+    (tmp_path / "e.jsonl").mkdir()
+    with pytest.raises(UserError, match="cannot write the recording"):
+        env.step(0)
+    assert len(env._lines) == 12
+    assert env.finished == 0
 
 
 @pytest.mark.parametrize(
@@ -356,6 +509,25 @@ def test_recordings_have_a_bound(tmp_path: Path) -> None:
         (5, lambda t: t["frame"]["orders"].append([99, 1, True]), "out of range"),
         (5, lambda t: t["frame"].update(total=float("nan")), "line 6"),
         (-2, lambda t: t.clear(), "cut off"),
+        (-2, lambda t: t.update(total=float("nan")), "a number is not finite"),
+        (-2, lambda t: t["summary"].update(steps=float("inf")), "a number is not finite"),
+        (-2, lambda t: t.update(steps=7), "steps is 7, and the last step says"),
+        (-2, lambda t: t.update(total=-0.5), r"total is -0\.5, and the last step says"),
+        (-2, lambda t: t.update(end="won"), "end is won, and the last step says"),
+        (0, lambda t: t["scene"].update(criticality=[0.0] * 12), "line 1: criticality"),
+        (0, lambda t: t["scene"]["criticality"].__setitem__(0, -0.1), "line 1: criticality"),
+        (0, lambda t: t["scene"]["criticality"].__setitem__(0, float("inf")), "line 1: criticality"),
+        (0, lambda t: t["scene"].update(step_seconds=float("inf")), "line 1: a horizon of 90 steps of inf s"),
+        (0, lambda t: t["scene"].update(step_seconds=1e308), "line 1: a horizon"),
+        (0, lambda t: t["scene"].update(step_seconds=0.0), "line 1: a horizon"),
+        (0, lambda t: t["scene"].update(horizon=10**9), "line 1: a horizon of 1000000000"),
+        (0, lambda t: t["scene"].update(zones=[str(z) for z in range(5000)]), "line 1: 5000 zones"),
+        (0, lambda t: t["origin"].update(site=float("nan")), r"line 1: origin\.site"),
+        (0, lambda t: t["scene"].update(devices=[""] * 12), "line 1: a device has no name"),
+        (5, lambda t: t["frame"]["pending"].__setitem__(0, 99), "line 6: an order on its way"),
+        (5, lambda t: t["frame"]["controls"][0].__setitem__(0, -1), "line 6: an order on its way or the time left"),
+        (5, lambda t: t["frame"]["risk"].__setitem__(0, 1.5), "line 6: a risk or a service"),
+        (5, lambda t: t["frame"]["service"].__setitem__(0, -0.5), "line 6: a risk or a service"),
     ],
 )
 def test_broken_recordings_are_named(line: int, change: Any, said: str, tmp_path: Path) -> None:
@@ -402,8 +574,26 @@ def test_replay_notices_what_was_changed(tmp_path: Path) -> None:
         replay(altered(path, 0, lambda t: t.update(digest="")), env())
     with pytest.raises(UserError, match="other traffic"):
         replay(path, env(split="test"))
-    with pytest.raises(UserError, match="only an IoTEnv"):
+    with pytest.raises(UserError, match="in its last line: summary differs"):
+        replay(altered(path, -2, lambda t: t["summary"].update(orders=t["summary"]["orders"] + 1)), env())
+    with pytest.raises(UserError, match="record one IoTEnv"):
         replay(path, gymnasium.make("CartPole-v1"))
+
+
+def test_a_recording_without_its_last_steps_is_refused(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "e.jsonl")
+    lines = path.read_text().split("\n")
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_text("\n".join([*lines[:-4], *lines[-2:]]))
+    with pytest.raises(UserError, match=r"steps is \d+, and the last step says"):
+        read_recording(shorter)
+    footer = json.loads(lines[-2])
+    last = json.loads(lines[-5])["frame"]
+    footer |= {"end": "truncated", "steps": last["step"], "total": last["total"]}
+    shorter.write_text("\n".join([*lines[:-4], json.dumps(footer), ""]))
+    read_recording(shorter)  # whole in itself
+    with pytest.raises(UserError, match="in its last line: summary differs"):
+        replay(shorter, IoTEnv(bank=BANK, horizon=90))
 
 
 def test_the_page_stands_alone(tmp_path: Path) -> None:
@@ -439,6 +629,28 @@ def test_the_gif_shows_the_episode(tmp_path: Path) -> None:
         gif.seek(1)
         colours = {colour for _, colour in gif.convert("RGB").getcolors(1 << 24) or []}
     assert {tuple(bytes.fromhex(colour[1:])) for colour in (*STAGE_COLOURS, *CONTROL_COLOURS)} <= colours  # the legend names them
+
+
+def test_pictures_that_cannot_be_are_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recorded(tmp_path / "e.jsonl", scenario="solo")
+    found = read_recording(path)
+    for step in (-1, found.footer.steps + 1):
+        with pytest.raises(UserError, match=rf"no step {step} in the recording: 0 to {found.footer.steps}"):
+            write_png(found, tmp_path / "e.png", step)
+    paces: list[dict[str, Any]] = [{"every": 0}, {"fps": 0.0}, {"fps": -1.0}, {"fps": float("nan")}, {"fps": 1e-6}]
+    for pace in paces:
+        with pytest.raises(UserError, match="every must be at least 1, and fps lie in"):
+            write_gif(found, tmp_path / "e.gif", **pace)
+    for write in (write_png, write_gif, write_html):
+        with pytest.raises(UserError, match="cannot write"):
+            write(found, tmp_path)
+    assert main([str(path), "--gif", str(tmp_path), "--every", "80"]) == 2
+    assert "error: cannot write" in capsys.readouterr().err
+    assert main([str(path), "--gif", str(tmp_path / "out.foo"), "--every", "80"]) == 0
+    write_png(found, tmp_path / "picture", 0)
+    for name, form in (("out.foo", "GIF"), ("picture", "PNG")):
+        with Image.open(tmp_path / name) as image:
+            assert image.format == form
 
 
 def test_the_command_as_a_user_runs_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
