@@ -291,28 +291,20 @@ def test_gymnasium_collects_pictures() -> None:
 
 
 def test_an_episode_begun_again_starts_with_an_empty_picture() -> None:
-    env = IoTEnv("home", bank=BANK, render_mode="rgb_array")
-    env.reset(seed=0)
-    first = env.render()
+    def late(env: IoTEnv) -> np.ndarray:
+        env.reset(seed=0)
+        for _ in range(8):
+            env.step(0)
+        picture = env.render()
+        assert isinstance(picture, np.ndarray)
+        return picture
+
+    used, fresh = (IoTEnv("home", bank=BANK, render_mode="rgb_array") for _ in range(2))
+    used.reset(seed=0)
     for _ in range(6):
-        env.step(0)
-        env.render()
-    env.reset(seed=0)
-    again = env.render()
-    assert isinstance(again, np.ndarray)
-    assert (again == first).all()
-    for _ in range(8):
-        env.step(0)
-    late = env.render()  # steps 1 to 7 were not looked at in this episode
-    fresh = IoTEnv("home", bank=BANK, render_mode="rgb_array")
-    fresh.reset(seed=0)
-    fresh.render()
-    for _ in range(8):
-        fresh.step(0)
-    other = fresh.render()
-    assert isinstance(late, np.ndarray)
-    assert isinstance(other, np.ndarray)
-    assert (late == other).all()
+        used.step(0)
+        used.render()
+    assert (late(used) == late(fresh)).all()
 
 
 def test_a_network_too_large_for_a_picture_is_sent_to_the_table(tmp_path: Path) -> None:
