@@ -21,6 +21,7 @@ from envs.attackers import Stage
 from envs.duel import MOVES, AttackerLayout, IoTDuel, IoTDuelVectorEnv, moves_allowed, view
 from envs.dynamics import SCRIPTED, End, Move, Order
 from envs.world import Simulation
+from examples import self_play
 from src.config import load_config
 from src.errors import UserError
 from src.evaluation.rollout import play
@@ -545,7 +546,7 @@ def test_the_attackers_spaces_suit_stable_baselines3() -> None:
         (lambda: seat(2, "referee", Constant(0)), "unknown seat 'referee'"),
         (lambda: attacking(0), "num_envs"),
         (lambda: attacking("2"), "num_envs"),  # type: ignore[arg-type]
-        (lambda: AttackerLayout(6).split(np.zeros((2, 5))), "of 6 devices has 93 floats, not 5"),
+        (lambda: AttackerLayout(6).split(np.zeros((2, 5))), "of 6 devices has 99 floats, not 5"),
         (lambda: AttackerLayout(6).named(np.zeros(94)), "not 94"),
         (lambda: attacking(2).restore(IoTVectorEnv(2, bank=BANK).snapshot()), "not of duels"),
     ],
@@ -619,7 +620,7 @@ def test_a_snapshot_goes_on_alike(who: Any, opponent: Any, before: int) -> None:
     np.testing.assert_array_equal(second.env.action_masks(), first.env.action_masks())
     for _ in range(100):  # across ends, so that the generators must go on alike too
         actions = rng.integers(0, 37, 3)
-        (one, gained, over, infos), (other, also, *_) = first.step(actions), second.step(actions)
+        (one, gained, *_), (other, also, *_) = first.step(actions), second.step(actions)
         np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(gained, also)
     with pytest.raises(UserError, match="another batch"):
@@ -652,10 +653,10 @@ def test_the_example_runs_at_a_small_size() -> None:
         assert name in done.stdout
 
 
-def test_the_example_checks_its_flags() -> None:
-    for word, wrong in (("--rounds", "0"), ("--steps", "0"), ("--episodes", "-1"), ("--seed", "-1")):
-        done = subprocess.run(
-            [sys.executable, "-m", "examples.self_play", word, wrong], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]
-        )
-        assert done.returncode == 2
-        assert f"argument {word}: must be at least" in done.stderr
+@pytest.mark.parametrize(("word", "wrong"), [("--rounds", "0"), ("--steps", "0"), ("--episodes", "-1"), ("--seed", "-1")])
+def test_the_example_checks_its_flags(word: str, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["self_play", word, wrong])
+    with pytest.raises(SystemExit) as caught:
+        self_play.main()
+    assert caught.value.code == 2
+    assert f"argument {word}: must be at least" in capsys.readouterr().err

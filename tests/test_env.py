@@ -276,7 +276,7 @@ def test_works_in_workers(method: str) -> None:
         (lambda: IoTVectorEnv(2, bank=BANK).reset(seed=-1), "at least 0, not -1"),
         (lambda: IoTVectorEnv(2, bank=BANK).reset(seed=[3, -2]), "each seed must be a whole number of at least 0, not -2"),
         (lambda: IoTVectorEnv(2, bank=BANK).reset(seed=[3, 1.5]), "each seed must be .* not 1.5"),  # type: ignore[list-item]
-        (lambda: IoTEnv("home", bank=BANK).simulation.layout.split(np.zeros(5)), "of 6 devices has 254 floats here, not 5"),
+        (lambda: IoTEnv("home", bank=BANK).simulation.layout.split(np.zeros(5)), "of 6 devices has 248 floats here, not 5"),
         (lambda: IoTEnv("home", bank=BANK).simulation.layout.named(np.zeros((3, 7))), "not 7"),
     ],
 )
