@@ -2,9 +2,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-BENCHMARKS := profile_fidelity env_gates env_speed examples main_job
+BENCHMARKS := profile_fidelity env_gates env_speed examples self_play main_job
 
-.PHONY: setup run test check test-all bench
+.PHONY: setup run test check test-all test-clients bench
 .DEFAULT_GOAL := run
 
 $(READY): requirements.txt
@@ -24,6 +24,15 @@ test: $(READY)  ## the test suite
 test-all: $(READY)  ## the test suite and the longer proofs
 	$(BIN)/python -m pytest -n 2
 
+.venv-%/.installed: requirements.txt requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-$*.txt
+	@touch $@
+
+test-clients: .venv-examples/.installed .venv-ray/.installed  ## the examples of TorchRL and RLlib, each in an environment of its own
+	.venv-examples/bin/python -m pytest tests/test_examples.py -k "torchrl or rllib"
+	.venv-ray/bin/python -m pytest tests/test_examples.py -k "torchrl or rllib"
+
 check: $(READY)  ## format, lint, types, architecture
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -33,5 +42,4 @@ check: $(READY)  ## format, lint, types, architecture
 
 bench: $(READY)  ## every committed result, measured again, and the documents' tables from them
 	@for script in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$script || exit 1; done
-	$(BIN)/python -m examples.self_play --save
 	$(BIN)/python -m benchmarks.report

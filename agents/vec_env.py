@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -14,19 +13,64 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from envs import IoTVectorEnv
+from envs.world import Simulation
 from src.errors import UserError
 
 
+class Batch(Protocol):
+    """What is asked of a batch: `IoTVectorEnv` has it, and `IoTDuelVectorEnv`."""
+
+    num_envs: int
+
+    @property
+    def single_observation_space(self) -> gymnasium.Space:
+        """One environment's observations."""
+        ...
+
+    @property
+    def single_action_space(self) -> gymnasium.Space:
+        """One environment's actions."""
+        ...
+
+    @property
+    def simulation(self) -> Simulation:
+        """The worlds."""
+        ...
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Start an episode in every environment."""
+        ...
+
+    def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Act in every environment."""
+        ...
+
+    def action_masks(self) -> NDArray[np.bool_]:
+        """(E, actions) what would change something."""
+        ...
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything that the coming steps depend on."""
+        ...
+
+    def restore(self, saved: dict[str, Any]) -> Any:
+        """Go on from a snapshot; the observations there."""
+        ...
+
+    def close(self) -> Any:
+        """Let go of it."""
+        ...
+
+
 class IoTSB3VecEnv(VecEnv):
-    """What Stable-Baselines3 calls a `VecEnv`, over `IoTVectorEnv` with flat observations.
+    """What Stable-Baselines3 calls a `VecEnv`, over `IoTVectorEnv` or `IoTDuelVectorEnv` with flat observations.
 
     Where an episode ends, `infos[i]` holds `terminal_observation` (size,), `TimeLimit.truncated`, `episode` (`r` return, `l` steps,
-    `t` seconds since the first reset), `summary` and `end` as `IoTEnv` reports them; elsewhere it is empty.
+    `t` seconds since it was built), `summary` and `end` as `IoTEnv` reports them; elsewhere it is empty.
     `seed(s)` followed by `reset()` gives environment i the seed s + i.
     """
 
-    def __init__(self, env: IoTVectorEnv) -> None:
+    def __init__(self, env: Batch) -> None:
         """Wrap a batch.
 
         Raises:
@@ -109,11 +153,6 @@ class IoTSB3VecEnv(VecEnv):
     def get_images(self) -> list[None]:
         """Nothing: a batch is not drawn."""
         return [None] * self.num_envs
-
-    def _get_indices(self, indices: VecEnvIndices) -> Iterable[int]:
-        if indices is None:
-            return range(self.num_envs)
-        return [indices] if isinstance(indices, int) else indices
 
     def state(self) -> dict[str, Any]:
         """Everything that the coming steps depend on, as tensors and text, for a checkpoint."""

@@ -73,14 +73,14 @@ def gates(*names: str) -> str:
 
 
 def meetings() -> str:
-    """Every attacker against every defender, of the duel's example."""
+    """Every attacker against every defender, of the duel."""
     found = _load("self_play")
     rules, rows = found["tables"].values()
     names = [row["defender"] for row in rules]
     head = ["attacker", *(part for name in names for part in (f"damage under {name}", "95 % interval", f"return of {name}"))]
     cells = [[row["attacker"], *(cell for name in names for cell in (row[f"{name}: damage"], _bounds(row, name), row[f"{name}: return"]))] for row in rows]
     said = "; ".join(f"{row['defender']} is {row['rule']}" for row in rules if row["defender"] != "no-op")
-    return f"{_source(found, 'python -m examples.self_play --save')} Here {said}.\n\n{_table(head, cells)}"
+    return f"{_source(found, 'python -m benchmarks.self_play')} Here {said}.\n\n{_table(head, cells)}"
 
 
 def _bounds(row: dict[str, Any], name: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,7 +19,7 @@ from envs.attackers import Stage
 from envs.dynamics import SCRIPTED, TERMS, Move
 from envs.iot_env import IoTEnv
 from envs.vector_env import IoTVectorEnv
-from envs.world import Simulation
+from envs.world import Simulation, whole
 from src.config import Config
 from src.data.bank import TraceBank
 from src.errors import UserError
@@ -50,7 +51,7 @@ class AttackerLayout:
 
     CONTEXT = 4 + len(_SKILLS)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Floats in all."""
         return self.devices * sum(_PARTS.values()) + self.CONTEXT
@@ -62,7 +63,13 @@ class AttackerLayout:
         return spaces.Dict({name: spaces.Box(0.0, 1.0, part.shape, np.float32) for name, part in self.named(np.zeros(self.size, np.float32)).items()})
 
     def named(self, flat: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        """(..., size) -> the Dict observation: each part (..., devices x floats), device by device; views."""
+        """(..., size) -> the Dict observation: each part (..., devices x floats), device by device; views.
+
+        Raises:
+            UserError: for another size.
+        """
+        if flat.shape[-1] != self.size:
+            raise UserError(f"an attacker's flat observation of {self.devices} devices has {self.size} floats, not {flat.shape[-1]}")
         found, at = {}, 0
         for name, count in (*((name, count * self.devices) for name, count in _PARTS.items()), ("context", self.CONTEXT)):
             found[name] = flat[..., at : at + count]
@@ -193,7 +200,7 @@ class IoTDuel(ParallelEnv):
 
     def __init__(
         self,
-        scenario: str | None = None,
+        scenario: Path | str | None = None,
         *,
         attacker: Literal["agent", "scripted"] = "agent",
         bank: TraceBank | Path | str | None = None,
@@ -262,6 +269,8 @@ class IoTDuel(ParallelEnv):
         """
         if not self.agents:
             raise UserError("step() needs a running episode: call reset() first")
+        if not isinstance(actions, Mapping):
+            raise UserError(f"actions are wanted for {', '.join(self.agents)}, by their names, not {actions!r}")
         if set(actions) != set(self.agents):
             raise UserError(f"actions are wanted for {', '.join(self.agents)}, and were given for {', '.join(map(str, actions)) or 'nobody'}")
         sim = self.env.simulation
@@ -277,8 +286,8 @@ class IoTDuel(ParallelEnv):
         return observations, rewards, dict.fromkeys(agents, terminated), dict.fromkeys(agents, truncated), infos
 
     def _move(self, action: Any) -> int:
-        number = int(action) if np.ndim(action) == 0 and np.issubdtype(np.asarray(action).dtype, np.integer) else -1
-        if not 0 <= number <= MOVES * self.layout.devices:
+        number = whole(action)
+        if number is None or not 0 <= number <= MOVES * self.layout.devices:
             raise UserError(f"attacker's action {action!r} is not in {self.action_spaces['attacker']}")
         return number
 
@@ -322,7 +331,7 @@ class IoTDuelVectorEnv(VectorEnv):
 
     metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
-    def __init__(self, num_envs: int, seat: Duellist, opponent: Opponent, *, scenario: str | None = None, **settings: Any) -> None:
+    def __init__(self, num_envs: int, seat: Duellist, opponent: Opponent, *, scenario: Path | str | None = None, **settings: Any) -> None:
         """Build the worlds.
 
         Args:
@@ -335,7 +344,7 @@ class IoTDuelVectorEnv(VectorEnv):
         if seat not in ("defender", "attacker"):
             raise UserError(f"unknown seat '{seat}': allowed: defender, attacker")
         self.batch = _Batch(num_envs, scenario=scenario, **_immediate({**settings, "flatten": True}))
-        self.num_envs, self.seat, self.opponent = num_envs, seat, opponent
+        self.num_envs, self.seat, self.opponent = self.batch.num_envs, seat, opponent
         self.layout = AttackerLayout(self.simulation.layout.devices)
         attacks = seat == "attacker"
         self.single_observation_space = self.layout.space(flatten=True) if attacks else self.batch.single_observation_space
@@ -351,6 +360,11 @@ class IoTDuelVectorEnv(VectorEnv):
     def simulation(self) -> Simulation:
         """The worlds."""
         return self.batch.simulation
+
+    @property
+    def device_names(self) -> tuple[str, ...]:
+        """Device of each index; stable across instances."""
+        return self.batch.device_names
 
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode everywhere, or where `options` says so; seeds and options as for `IoTVectorEnv`."""
@@ -378,6 +392,29 @@ class IoTDuelVectorEnv(VectorEnv):
     def action_masks(self) -> NDArray[np.bool_]:
         """(E, actions) what would change something, for the seat's agent."""
         return moves_allowed(self.layout, view(self.simulation)) if self.seat == "attacker" else self.batch.action_masks()
+
+    def snapshot(self) -> dict[str, Any]:
+        """`IoTVectorEnv.snapshot`, and where episodes have just begun. What the opponent draws from is its own, and not in it.
+
+        Raises:
+            UserError: when the opponent carries a memory from step to step: what that is, only its policy knows.
+        """
+        if self._memory is not None:
+            raise UserError("the opponent has a memory, which a snapshot cannot keep: take one against an opponent without")
+        return {**self.batch.snapshot(), "starts": self._starts.copy()}
+
+    def restore(self, saved: dict[str, Any]) -> NDArray[np.float32]:
+        """Go on from the `snapshot` of a batch of duels of the same size; returns the observations there.
+
+        Raises:
+            UserError: when the snapshot is of another batch or version.
+        """
+        if "starts" not in saved:
+            raise UserError("the snapshot is not of duels; start anew")
+        observation = self.batch.restore(saved)
+        self._starts = saved["starts"].copy()
+        self._memory = None
+        return self._present(observation)
 
     def _present(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the seat sees; what the other one sees is kept for it."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.dynamics import TERMS, End
-from envs.world import Simulation, open_bank, settle
+from envs.world import Simulation, open_bank, settle, whole
 from src.config import Config
 from src.data.bank import TraceBank
 from src.errors import UserError
@@ -100,7 +100,7 @@ class IoTEnv(gym.Env):
 
     def __init__(
         self,
-        scenario: str | None = None,
+        scenario: Path | str | None = None,
         *,
         bank: TraceBank | Path | str | None = None,
         split: str = "agent",
@@ -169,8 +169,8 @@ class IoTEnv(gym.Env):
                 raise UserError(f"action {action!r} is not in {self.action_space}")
             flat = sim.step(orders[None].astype(np.int64))
         else:
-            number = int(action) if np.ndim(action) == 0 and np.issubdtype(np.asarray(action).dtype, np.integer) else -1
-            if not 0 <= number < self.action_space.n:  # type: ignore[union-attr]
+            number = whole(action)
+            if number is None or not 0 <= number < self.action_space.n:  # type: ignore[union-attr]
                 raise UserError(f"action {action!r} is not in {self.action_space}")
             flat = sim.step(np.array([number]))
         end = int(sim.sites[0]["end"])

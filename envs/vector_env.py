@@ -13,7 +13,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from envs.dynamics import TERMS, End
-from envs.world import Simulation, open_bank, settle
+from envs.world import Simulation, at_least, open_bank, settle
 from src.config import Config
 from src.data.bank import TraceBank
 from src.errors import UserError
@@ -34,7 +34,7 @@ class IoTVectorEnv(VectorEnv):
         self,
         num_envs: int = 1,
         *,
-        scenario: str | None = None,
+        scenario: Path | str | None = None,
         bank: TraceBank | Path | str | None = None,
         split: str = "agent",
         config: Config | None = None,
@@ -45,8 +45,7 @@ class IoTVectorEnv(VectorEnv):
         """Build the worlds; arguments as for `IoTEnv`."""
         if render_mode is not None:
             raise UserError("the vector front does not render; render one IoTEnv")
-        if num_envs < 1:
-            raise UserError(f"num_envs must be at least 1, not {num_envs}")
+        num_envs = at_least(1, "num_envs", num_envs)
         self.render_mode = None
         chosen = settle(config, scenario, settings)
         self.simulation = Simulation(chosen, open_bank(bank), split, num_envs, sensor)
@@ -69,14 +68,15 @@ class IoTVectorEnv(VectorEnv):
         With `options={"reset_mask": (E,) bools}`, only in the environments named there.
         """
         which = self._masked(options)
-        if seed is None or isinstance(seed, int | np.integer):
-            seeds: list[int | None] = [None if seed is None else int(seed) + i for i in range(self.num_envs)]
-        else:
-            seeds = list(seed)
+        if seed is None:
+            seeds: list[int | None] = [None] * self.num_envs
+        elif np.ndim(seed) == 1:  # type: ignore[arg-type]
+            seeds = [None if one is None else at_least(0, "each seed", one) for one in seed]  # type: ignore[union-attr]
             if len(seeds) != self.num_envs:
                 raise UserError(f"{len(seeds)} seeds were given for {self.num_envs} environments")
-        if any(one is not None and one < 0 for one in seeds):
-            raise UserError(f"seeds must be 0 or more, not {min(one for one in seeds if one is not None)}")
+        else:
+            first = at_least(0, "seed", seed)
+            seeds = [first + i for i in range(self.num_envs)]
         fresh = not self._generators
         for i, one in enumerate(seeds):
             if fresh:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,7 +76,12 @@ class Layout:
         """(..., size) -> the Dict observation: each part (..., devices x floats), device by device; views.
 
         One-dimensional per environment, since that is what Stable-Baselines3's MultiInputPolicy reads without a warning.
+
+        Raises:
+            UserError: for another size.
         """
+        if flat.shape[-1] != self.size:
+            raise UserError(f"a flat observation of {self.devices} devices has {self.size} floats here, not {flat.shape[-1]}")
         found, at = {}, 0
         for name, count in self._blocks:
             found[name] = flat[..., at : at + count]
@@ -329,15 +335,35 @@ def open_bank(bank: TraceBank | Path | str | None) -> TraceBank:
     return bank if isinstance(bank, TraceBank) else TraceBank.load(Path(bank))
 
 
-def settle(config: Config | None, scenario: str | None, settings: dict[str, Any]) -> Config:
+def whole(value: Any) -> int | None:
+    """An integer of whatever type as an int; None for anything else, truth values among it."""
+    if type(value) is int:  # nearly always, and every step asks
+        return value
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def at_least(least: int, name: str, value: Any) -> int:
+    """The same, or a `UserError` that calls the value by its name."""
+    number = whole(value)
+    if number is None or number < least:
+        raise UserError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return number
+
+
+def settle(config: Config | None, scenario: Path | str | None, settings: dict[str, Any]) -> Config:
     """A configuration with the scenario, where one is named, and some keys of its `env` section replaced, all checked.
 
     Raises:
-        UserError: for an unknown key or a value out of range.
+        UserError: for a configuration that is none, an unknown key or a value out of range.
     """
+    if config is not None and not isinstance(config, Config):
+        raise UserError(f"config must be a Config, as load_config of src/config.py makes one, not {config!r}")
     base = config or Config()
     if scenario is not None:
-        settings = {"scenario": scenario, **settings}
+        settings = {"scenario": str(scenario) if isinstance(scenario, Path) else scenario, **settings}
     if not settings:
         return base
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from envs.dynamics import Order
 from envs.iot_env import IoTEnv
-from envs.world import KINDS
+from envs.world import KINDS, at_least, whole
 from src.data.bank import FEATURE_BOUND
 from src.errors import UserError
 
@@ -71,17 +73,20 @@ class ClassicView(gym.Wrapper):
         Raises:
             UserError: for another environment, mode or choice of features.
         """
-        super().__init__(env)
-        base = env.unwrapped
+        base = getattr(env, "unwrapped", env)
         if not isinstance(base, IoTEnv):
             raise UserError(f"ClassicView looks at an IoTEnv, not at {base}")
+        super().__init__(env)
         settings = base.simulation.config.env
         if settings.action_mode != "discrete":
             raise UserError("ClassicView gives one addressed order a step: set env.action_mode to discrete, not joint")
-        if len(settings.features) != len(CLASSIC_FEATURES):
-            raise UserError(f"ClassicView shows {len(CLASSIC_FEATURES)} features, and env.features names {len(settings.features)}: set CLASSIC_FEATURES")
-        if history < 1:
-            raise UserError(f"history must be at least 1, not {history}")
+        for place, (wanted, found) in enumerate(zip_longest(CLASSIC_FEATURES, settings.features), 1):
+            if wanted != found:
+                raise UserError(
+                    f"ClassicView shows {len(CLASSIC_FEATURES)} features, and env.features names {len(settings.features)}, "
+                    f"of which number {place} is {found or 'missing'}, not {wanted or 'left out'}: set features=list(CLASSIC_FEATURES)"
+                )
+        history = at_least(1, "history", history)
         self.base = base
         F = len(CLASSIC_FEATURES)
         self.observation_space = spaces.Dict(
@@ -110,8 +115,8 @@ class ClassicView(gym.Wrapper):
         Raises:
             UserError: for an action outside the space, or without a running episode.
         """
-        number = int(action) if np.ndim(action) == 0 and np.issubdtype(np.asarray(action).dtype, np.integer) else -1
-        if not 0 <= number < len(LEVELS):
+        number = whole(action)
+        if number is None or not 0 <= number < len(LEVELS):
             raise UserError(f"action {action!r} is not in {self.action_space}")
         order = LEVELS[number]
         observation, reward, terminated, truncated, info = self.env.step(self._focus * KINDS + int(order) if order else 0)
@@ -148,6 +153,9 @@ class ClassicView(gym.Wrapper):
         }
 
 
-def classic(scenario: str | None = None, *, history: int = 10, **settings: Any) -> ClassicView:
+def classic(scenario: Path | str | None = None, *, history: int = 10, **settings: Any) -> ClassicView:
     """`IoTDefenseClassic-v0`: an `IoTEnv` with `CLASSIC_FEATURES` in the classic view. `history` is the view's k, the rest `IoTEnv`'s arguments."""
     return ClassicView(IoTEnv(scenario, **{"features": list(CLASSIC_FEATURES), **settings}), history)
+
+
+classic.metadata = IoTEnv.metadata  # type: ignore[attr-defined]  # gymnasium.make looks there for what can be rendered

@@ -22,15 +22,28 @@ TEST_SEED = 1_000_000
 """First seed of the held-out episodes; training seeds stay far below."""
 
 
+def positive(text: str) -> int:
+    """A word of the command line that must be a whole number of at least 1."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
+def natural(text: str) -> int:
+    """A word of the command line that must be a whole number of at least 0."""
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {number}")
+    return number
+
+
 def flags(description: str | None, timesteps: int, n_envs: int) -> argparse.ArgumentParser:
-    """The command line of an example, to which it may add; and one thread for torch, since these networks are too small for two."""
-    torch.set_num_threads(1)
+    """The command line of an example, to which it may add."""
     words = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0])
-    words.add_argument("--timesteps", type=int, default=timesteps, help="environment steps to train for, in all (default: %(default)s)")
-    words.add_argument("--seed", type=int, default=0, help="of training (default: %(default)s)")
+    words.add_argument("--timesteps", type=positive, default=timesteps, help="environment steps to train for, in all (default: %(default)s)")
+    words.add_argument("--seed", type=natural, default=0, help="of training (default: %(default)s)")
     words.add_argument("--scenario", default="clinic", help="solo, home, clinic, ... (default: %(default)s)")
-    words.add_argument("--n-envs", type=int, default=n_envs, help="environments stepped together (default: %(default)s)")
-    words.add_argument("--episodes", type=int, default=200, help="held-out episodes that each policy plays (default: %(default)s)")
+    words.add_argument("--n-envs", type=positive, default=n_envs, help="environments stepped together (default: %(default)s)")
+    words.add_argument("--episodes", type=positive, default=200, help="held-out episodes that each policy plays (default: %(default)s)")
     return words
 
 
@@ -75,7 +88,11 @@ def masks(layout: Layout, observation: NDArray[np.float32]) -> NDArray[np.bool_]
 
 
 def launch(main: Callable[[], None]) -> None:
-    """Run an example: wrong input ends in one line, and the exit status is 0 only where all was done."""
+    """Run an example, with one thread for torch, since these networks are too small for two.
+
+    Wrong input ends in one line, and the exit status is 0 only where all was done.
+    """
+    torch.set_num_threads(1)
     try:
         main()
     except UserError as error:

@@ -1,10 +1,10 @@
-"""Attacker and defender answer each other in turn: `python -m examples.self_play [--rounds 3] [--steps 300000] [--save]`.
+"""Attacker and defender answer each other in turn: `python -m examples.self_play [--rounds 3] [--steps 300000]`.
 
 The defender takes the threshold rule on risk that does best against the scripted attackers, and an attacker learns against that
 rule, by MaskablePPO (Huang and Ontañón 2022). In the next round the rule is tuned against that attacker, which then learns on
 against the new rule: alternating best responses, as far as a grid and PPO find them. In the end every attacker meets every
 defender in new episodes over the same traces, beside a random attacker and a greedy one. The traffic is the bundled synthetic bank.
-`--save` keeps the table as `benchmarks/results/self_play.json`, of which `python -m benchmarks.report` makes that of docs/duel.md.
+The table of docs/duel.md, with intervals, is measured by `python -m benchmarks.self_play`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import argparse
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from sb3_contrib import MaskablePPO
@@ -25,13 +24,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 from agents.attackers import GreedyAttacker, RandomAttacker
 from agents.baselines import Constant, Threshold
 from agents.vec_env import IoTSB3VecEnv
-from benchmarks.common import write_result
 from envs import IoTVectorEnv
 from envs.duel import AttackerLayout, IoTDuelVectorEnv, Opponent, moves_allowed
 from envs.dynamics import Order
 from envs.world import Layout
+from examples.common import launch, natural, positive
 from src.evaluation.rollout import Episodes, play
-from src.evaluation.statistics import mean_estimate
 from src.evaluation.tables import print_table
 
 SCENARIO = "clinic"
@@ -67,7 +65,7 @@ def tuned(attacker: Opponent | None) -> Threshold:
 def learn(defender: Opponent, steps: int, seed: int, former: Learned | None) -> Learned:
     """The attacker's best response, as far as it learns it, from what it knew before."""
     env = IoTDuelVectorEnv(128, "attacker", defender, scenario=SCENARIO)
-    scaled = VecNormalize(IoTSB3VecEnv(cast(IoTVectorEnv, env)), norm_obs=False)
+    scaled = VecNormalize(IoTSB3VecEnv(env), norm_obs=False)
     model = MaskablePPO(
         "MlpPolicy", scaled, n_steps=32, batch_size=1024, n_epochs=4, learning_rate=1e-3, gamma=0.99, ent_coef=0.01,
         seed=seed, device="cpu", policy_kwargs={"net_arch": [64, 64]},
@@ -84,47 +82,38 @@ def meet(defender: Opponent, attacker: Opponent | None, episodes: int) -> Episod
     return play(IoTDuelVectorEnv(episodes, "defender", attacker, scenario=SCENARIO), defender, TEST_SEED)
 
 
-def main() -> None:
-    """Play the rounds, and print who does how much damage to whom."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--rounds", type=int, default=3)
-    words.add_argument("--steps", type=int, default=300_000, help="of the attacker's training, a round")
-    words.add_argument("--episodes", type=int, default=500, help="of each pair's meeting")
-    words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--save", action="store_true", help="keep the table as a result file")
-    given = words.parse_args()
-    torch.set_num_threads(1)
+def contest(rounds: int, steps: int, seed: int) -> tuple[dict[str, Opponent | None], dict[str, Opponent]]:
+    """Attackers and defenders by name, after so many rounds of answering each other; says on the way what they came to."""
     began = time.perf_counter()
-    console = Console(width=130)
-
-    env = IoTVectorEnv(1, scenario=SCENARIO, flatten=True)
-    layout = AttackerLayout(env.simulation.layout.devices)
-    attackers: dict[str, Opponent | None] = {"scripted": None, "random": RandomAttacker(layout, given.seed), "greedy": GreedyAttacker(layout)}
+    layout = AttackerLayout(IoTVectorEnv(1, scenario=SCENARIO).simulation.layout.devices)
+    attackers: dict[str, Opponent | None] = {"scripted": None, "random": RandomAttacker(layout, seed), "greedy": GreedyAttacker(layout)}
     defenders: dict[str, Opponent] = {"no-op": Constant(0)}
     attacker: Learned | None = None
-    for turn in range(1, given.rounds + 1):
+    for turn in range(1, rounds + 1):
         rule = tuned(attacker)
         if rule not in defenders.values():
             defenders[f"rule {turn}"] = rule
-        attackers[f"learned {turn}"] = attacker = learn(rule, given.steps, given.seed + turn, attacker)
-        console.print(f"round {turn}, {time.perf_counter() - began:.0f} s: the best rule is {rule}; learned {turn} had {given.steps:,} steps against it")
+        attackers[f"learned {turn}"] = attacker = learn(rule, steps, seed + turn, attacker)
+        print(f"round {turn}, {time.perf_counter() - began:.0f} s: the best rule is {rule}; learned {turn} had {steps:,} steps against it", flush=True)
+    return attackers, defenders
 
-    rows = []
-    for name, one in attackers.items():
-        row: dict[str, Any] = {"attacker": name}
-        for other, holder in defenders.items():
-            met = meet(holder, one, given.episodes)
-            damage = mean_estimate(met.summary["damage"], 2000, 0.95, np.random.default_rng(given.seed))
-            row |= {f"{other}: damage": damage.value, f"{other}: low": damage.low, f"{other}: high": damage.high, f"{other}: return": met.mean}
-        rows.append(row)
-    title = f"mean damage an episode with its 95 % interval, and the defender's mean return: {SCENARIO}, {given.episodes} new episodes a pair"
-    if given.save:
-        write_result(
-            "self_play", "synthetic", {}, {"rules": [{"defender": name, "rule": str(one)} for name, one in defenders.items()], title: rows}, quick=False
-        )
-    else:
-        print_table(title, rows, {key: key for key in rows[0]}, console)
+
+def main() -> None:
+    """Play the rounds, and print who does how much damage to whom."""
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--rounds", type=positive, default=3)
+    words.add_argument("--steps", type=positive, default=300_000, help="of the attacker's training, a round")
+    words.add_argument("--episodes", type=positive, default=500, help="of each pair's meeting")
+    words.add_argument("--seed", type=natural, default=0)
+    given = words.parse_args()
+    attackers, defenders = contest(given.rounds, given.steps, given.seed)
+    rows: list[dict[str, Any]] = []
+    for name, attacker in attackers.items():
+        met = {other: meet(defender, attacker, given.episodes) for other, defender in defenders.items()}
+        rows.append({"attacker": name, **{f"under {other}": float(episodes.summary["damage"].mean()) for other, episodes in met.items()}})
+    title = f"mean damage an episode: {SCENARIO}, {given.episodes} new episodes a pair"
+    print_table(title, rows, {key: key for key in rows[0]}, Console(width=130))
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

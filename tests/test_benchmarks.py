@@ -30,6 +30,18 @@ def test_the_environment_is_worth_solving_at_small_size(tmp_path: Path) -> None:
     assert [key for key, gate in asked.items() if not gate["met"]] == []
 
 
+@pytest.mark.slow
+def test_self_play_at_small_size() -> None:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.self_play", "--quick"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == FIELDS
+    rules, rows = found["tables"].values()
+    assert [row["defender"] for row in rules] == ["no-op", "rule 1"]
+    assert [row["attacker"] for row in rows] == ["scripted", "random", "greedy", "learned 1"]
+    assert all(row[f"{name}: low"] <= row[f"{name}: damage"] <= row[f"{name}: high"] for row in rows for name in ("no-op", "rule 1"))
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda path: path.stem)
 def test_committed_results_are_whole(path: Path) -> None:
     found = json.loads(path.read_text(encoding="utf-8"))

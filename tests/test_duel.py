@@ -21,6 +21,7 @@ from envs.attackers import Stage
 from envs.duel import MOVES, AttackerLayout, IoTDuel, IoTDuelVectorEnv, moves_allowed, view
 from envs.dynamics import SCRIPTED, End, Move, Order
 from envs.world import Simulation
+from examples import self_play
 from src.config import load_config
 from src.errors import UserError
 from src.evaluation.rollout import play
@@ -544,6 +545,10 @@ def test_the_attackers_spaces_suit_stable_baselines3() -> None:
         (lambda: duel().step({"defender": 0, "attacker": 0}), "reset"),
         (lambda: seat(2, "referee", Constant(0)), "unknown seat 'referee'"),
         (lambda: attacking(0), "num_envs"),
+        (lambda: attacking("2"), "num_envs"),  # type: ignore[arg-type]
+        (lambda: AttackerLayout(6).split(np.zeros((2, 5))), "of 6 devices has 99 floats, not 5"),
+        (lambda: AttackerLayout(6).named(np.zeros(94)), "not 94"),
+        (lambda: attacking(2).restore(IoTVectorEnv(2, bank=BANK).snapshot()), "not of duels"),
     ],
 )
 def test_wrong_use_is_one_clear_line(call: Any, said: str) -> None:
@@ -557,6 +562,10 @@ def test_wrong_use_is_one_clear_line(call: Any, said: str) -> None:
     [
         ({"defender": 0}, "wanted for defender, attacker"),
         ({}, "nobody"),
+        (None, "wanted for defender, attacker, by their names, not None"),
+        ([0, 0], "by their names"),
+        ({"defender": 0, "attacker": None}, "attacker's action None"),
+        ({"defender": None, "attacker": 0}, "action None"),
         ({"defender": 0, "attacker": 0, "referee": 0}, "referee"),
         ({"defender": 0, "attacker": 37}, "attacker's action 37"),
         ({"defender": 0, "attacker": SCRIPTED}, "attacker's action -1"),
@@ -579,6 +588,56 @@ def test_vector_actions_outside_the_space_are_refused() -> None:
             env.step(wrong)
 
 
+class Counting:
+    """Acts by how many steps its episode has, kept as a policy's memory."""
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, Any]:
+        age = np.where(episode_start, 0, (state if state is not None else 0)) + 1
+        return np.where(age % 2 == 0, 1, 0), age
+
+
+class Starting:
+    """Blocks the first device where an episode has just begun."""
+
+    def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, None]:
+        return np.where(episode_start, Order.BLOCK, 0), None
+
+
+@pytest.mark.parametrize(("who", "opponent"), [("attacker", Starting()), ("defender", GreedyAttacker(AttackerLayout(12)))])
+@pytest.mark.parametrize("before", [0, 150])
+def test_a_snapshot_goes_on_alike(who: Any, opponent: Any, before: int) -> None:
+    first, second = (IoTSB3VecEnv(seat(3, who, opponent)) for _ in range(2))
+    assert first.env.device_names == IoTEnv(bank=BANK).device_names  # type: ignore[attr-defined]
+    rng = np.random.default_rng(0)
+    first.seed(5)
+    observation = first.reset()
+    second.seed(9)
+    second.reset()
+    second.step(np.zeros(3, np.int64))  # so that what is restored differs from what was
+    for _ in range(before):
+        observation, *_ = first.step(rng.integers(0, 37, 3))
+    np.testing.assert_array_equal(second.restore(first.state()), observation)
+    np.testing.assert_array_equal(second.env.action_masks(), first.env.action_masks())
+    for _ in range(100):  # across ends, so that the generators must go on alike too
+        actions = rng.integers(0, 37, 3)
+        (one, gained, *_), (other, also, *_) = first.step(actions), second.step(actions)
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(gained, also)
+    with pytest.raises(UserError, match="another batch"):
+        IoTSB3VecEnv(seat(2, who, opponent)).restore(first.state())
+
+
+def test_a_snapshot_against_an_opponent_with_a_memory_is_refused() -> None:
+    env = attacking(2, Counting())
+    env.reset(seed=0)
+    fresh = env.snapshot()
+    env.step(np.zeros(2, np.int64))
+    with pytest.raises(UserError, match="memory"):
+        env.snapshot()
+    env.restore(fresh)
+    np.testing.assert_array_equal(env.snapshot()["starts"], [True, True])
+
+
 def test_importing_envs_alone_stays_light() -> None:
     code = "import sys, envs; print(sorted({'pettingzoo', 'torch', 'stable_baselines3'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
@@ -592,3 +651,12 @@ def test_the_example_runs_at_a_small_size() -> None:
     assert done.returncode == 0, done.stderr
     for name in ("scripted", "random", "greedy", "learned 1", "no-op", "rule 1"):
         assert name in done.stdout
+
+
+@pytest.mark.parametrize(("word", "wrong"), [("--rounds", "0"), ("--steps", "0"), ("--episodes", "-1"), ("--seed", "-1")])
+def test_the_example_checks_its_flags(word: str, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["self_play", word, wrong])
+    with pytest.raises(SystemExit) as caught:
+        self_play.main()
+    assert caught.value.code == 2
+    assert f"argument {word}: must be at least" in capsys.readouterr().err

@@ -264,7 +264,20 @@ def test_works_in_workers(method: str) -> None:
         (lambda: IoTEnv(bank="nowhere"), "no trace-bank artifact at 'nowhere'"),
         (lambda: IoTEnv(bank=BANK, render_mode="hologram"), "render_mode"),
         (lambda: IoTEnv(bank=BANK).step(0), "reset"),
+        (lambda: IoTEnv(Path("nowhere.yml"), bank=BANK), "nowhere.yml"),
+        (lambda: IoTEnv(3, bank=BANK), "scenario"),  # type: ignore[arg-type]
+        (lambda: IoTEnv(bank=BANK, config="config.yml"), "config must be a Config.*not 'config.yml'"),  # type: ignore[arg-type]
+        (lambda: IoTEnv(bank=BANK, config={}), "config must be a Config"),  # type: ignore[arg-type]
         (lambda: IoTVectorEnv(0, bank=BANK), "num_envs"),
+        (lambda: IoTVectorEnv("2", bank=BANK), "num_envs must be a whole number of at least 1, not '2'"),  # type: ignore[arg-type]
+        (lambda: IoTVectorEnv(2.5, bank=BANK), "num_envs must be a whole number of at least 1, not 2.5"),  # type: ignore[arg-type]
+        (lambda: IoTVectorEnv(2, bank=BANK).reset(seed=1.5), "seed must be a whole number of at least 0, not 1.5"),  # type: ignore[arg-type]
+        (lambda: IoTVectorEnv(2, bank=BANK).reset(seed="12"), "seed must be a whole number of at least 0, not '12'"),  # type: ignore[arg-type]
+        (lambda: IoTVectorEnv(2, bank=BANK).reset(seed=-1), "at least 0, not -1"),
+        (lambda: IoTVectorEnv(2, bank=BANK).reset(seed=[3, -2]), "each seed must be a whole number of at least 0, not -2"),
+        (lambda: IoTVectorEnv(2, bank=BANK).reset(seed=[3, 1.5]), "each seed must be .* not 1.5"),  # type: ignore[list-item]
+        (lambda: IoTEnv("home", bank=BANK).simulation.layout.split(np.zeros(5)), "of 6 devices has 248 floats here, not 5"),
+        (lambda: IoTEnv("home", bank=BANK).simulation.layout.named(np.zeros((3, 7))), "not 7"),
     ],
 )
 def test_wrong_use_is_one_clear_line(call: Any, said: str) -> None:
@@ -273,7 +286,7 @@ def test_wrong_use_is_one_clear_line(call: Any, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("action", [-1, 61, 1.5, "0", np.zeros(2, np.int64)])
+@pytest.mark.parametrize("action", [-1, 61, 1.5, "0", None, True, np.bool_(True), np.array([3]), np.zeros(2, np.int64), [[0], [1, 2]]])
 def test_actions_outside_the_space_are_refused(action: Any) -> None:
     env = IoTEnv(bank=BANK)
     env.reset(seed=0)
@@ -281,8 +294,15 @@ def test_actions_outside_the_space_are_refused(action: Any) -> None:
         env.step(action)
 
 
+def test_a_scenario_may_be_a_path(tmp_path: Path) -> None:
+    file = tmp_path / "greenhouse.yml"
+    file.write_text((Path(envs.__file__).parent / "networks" / "home.yml").read_text(encoding="utf-8"), encoding="utf-8")
+    names = IoTEnv("home", bank=BANK).device_names
+    assert IoTEnv(file, bank=BANK).device_names == IoTVectorEnv(2, scenario=file, bank=BANK).device_names == names
+
+
 def test_numpy_integers_are_actions() -> None:
     env = IoTEnv(bank=BANK)
     env.reset(seed=0)
-    for action in (np.int64(3), np.int32(3), np.array(3)):
+    for action in (np.int64(3), np.int32(3), np.array(3), np.array(3, np.uint8), Order.BLOCK):
         env.step(action)

@@ -16,6 +16,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import wrappers
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as vector_wrappers
@@ -78,6 +79,33 @@ def test_wrong_input_is_one_line_and_a_failure() -> None:
     done = run("cleanrl_ppo", "--scenario", "hom")
     assert done.returncode != 0
     assert re.fullmatch(r"error: .*'hom'.*\n", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("words", ["--episodes 0", "--timesteps 0", "--n-envs -1", "--seed -1", "--episodes 2.5"])
+def test_wrong_numbers_are_refused_with_the_command_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        examples.common.flags("Trains.", timesteps=1, n_envs=1).parse_args(words.split())
+    assert caught.value.code == 2
+    assert f"argument {words.split()[0]}:" in capsys.readouterr().err
+
+
+def test_building_a_command_line_leaves_torch_alone() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        examples.common.flags("Trains.", timesteps=1, n_envs=1)
+        assert torch.get_num_threads() == 2
+        examples.common.launch(lambda: None)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_examples_need_no_benchmark() -> None:
+    for path in (ROOT / "examples").glob("*.py"):
+        assert "benchmarks" not in {
+            line.split()[1].split(".")[0] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(("import ", "from "))
+        }
 
 
 def test_comparison_is_on_held_out_traffic_with_equal_seeds(monkeypatch: pytest.MonkeyPatch) -> None:

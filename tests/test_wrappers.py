@@ -10,7 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
-from envs import IoTEnv
+from envs import IoTEnv, IoTVectorEnv
 from envs.dynamics import Order
 from envs.wrappers import CLASSIC_FEATURES, ClassicView, classic
 from src.data.bank import TraceBank
@@ -56,6 +56,15 @@ def test_made_by_its_name_alone_and_in_a_batch() -> None:
     vector = gymnasium.make_vec("IoTDefenseClassic-v0", num_envs=2, vectorization_mode="sync")
     many, _ = vector.reset(seed=0)
     assert many["state_history"].shape == (2, 220)
+
+
+def test_pictures_can_be_gathered_by_gymnasium() -> None:
+    env = gymnasium.make("envs:IoTDefenseClassic-v0", render_mode="rgb_array_list", scenario="solo", bank=BANK)
+    env.reset(seed=0)
+    env.step(0)
+    pictures = env.render()
+    assert len(pictures) == 2  # type: ignore[arg-type]
+    assert all(picture.ndim == 3 for picture in pictures)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("flatten", [False, True])
@@ -160,8 +169,20 @@ def test_bounds_hold_and_the_same_seed_gives_the_same() -> None:
     [
         (lambda: ClassicView(IoTEnv(bank=BANK)), "22 features, and env.features names 10"),
         (lambda: view(action_mode="joint"), "discrete"),
+        (
+            lambda: ClassicView(IoTEnv(bank=BANK, features=[*CLASSIC_FEATURES[:3], "Variance", *CLASSIC_FEATURES[4:]])),
+            "number 4 is Variance, not fin_flag_number",
+        ),
+        (lambda: ClassicView(IoTEnv(bank=BANK, features=[*CLASSIC_FEATURES[1::-1], *CLASSIC_FEATURES[2:]])), "number 1 is Protocol Type, not Header_Length"),
+        (lambda: ClassicView(IoTEnv(bank=BANK, features=list(CLASSIC_FEATURES[:-1]))), "names 21, of which number 22 is missing, not Tot size"),
+        (lambda: ClassicView(IoTEnv(bank=BANK, features=[*CLASSIC_FEATURES, "Variance"])), "names 23, of which number 23 is Variance, not left out"),
         (lambda: view(history=0), "history"),
+        (lambda: view(history="3"), "history must be a whole number of at least 1, not '3'"),  # type: ignore[arg-type]
+        (lambda: view(history=2.5), "history must be a whole number of at least 1, not 2.5"),  # type: ignore[arg-type]
+        (lambda: view(history=True), "history must be a whole number of at least 1, not True"),
         (lambda: ClassicView(gymnasium.make("CartPole-v1")), "IoTEnv"),
+        (lambda: ClassicView("home"), "looks at an IoTEnv, not at home"),  # type: ignore[arg-type]
+        (lambda: ClassicView(IoTVectorEnv(2, bank=BANK)), "looks at an IoTEnv"),  # type: ignore[arg-type]
         (lambda: view(scenari="home"), "did you mean 'scenario'"),
         (lambda: view().step(0), "reset"),
     ],
@@ -172,7 +193,7 @@ def test_wrong_use_is_one_clear_line(call: Any, said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("action", [-1, 4, 1.5, "0"])
+@pytest.mark.parametrize("action", [-1, 4, 1.5, "0", None, True, [[0], [1, 2]]])
 def test_actions_outside_the_space_are_refused(action: Any) -> None:
     env = view("solo")
     env.reset(seed=0)
