@@ -69,10 +69,14 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # it is gone where it became `path`
+                os.unlink(name)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
 

@@ -184,3 +184,10 @@ def test_the_bundled_bank_is_small_and_says_that_it_is_synthetic() -> None:
     bank = TraceBank.bundled()
     assert bank.source == "synthetic profile"
     assert BUNDLED.stat().st_size < 2_000_000
+
+
+def test_a_text_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        write_text(tmp_path / "taken", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
