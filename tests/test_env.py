@@ -161,7 +161,7 @@ def test_reset_mask_starts_only_what_it_names() -> None:
     for wrong in (np.zeros(3, np.bool_), np.ones(2, np.bool_), [1, 0, 1]):
         with pytest.raises(UserError, match="reset_mask"):
             env.reset(options={"reset_mask": wrong})
-    with pytest.raises(UserError, match="seeds"):
+    with pytest.raises(UserError, match="seed must be"):
         env.reset(seed=-1)
 
 
