@@ -75,10 +75,10 @@ DEVICE = np.dtype(
     align=True,
 )  # fmt: skip
 """One device: legitimate traffic lost so far, in steps' worth; attack stage and class shown; the benign class that is its own; window shown
-and the two cursors; remaining steps of each control; order on its way; this episode's factor on its weaknesses; step of its last
-re-imaging; running means of the
-sensors; whether the attacker has scouted it, the block was got round, the hole is closed, the isolation of this foothold was noticed,
-the window shown is an attack's, the attacker's last attempt was stopped, and an attacker who is an agent wants impact here."""
+and the two cursors; remaining steps of each control; order on its way; this episode's factor on its weaknesses; step of its last re-
+imaging; running means of the sensors; whether the attacker has scouted it, the block was got round, the hole is closed, the isolation of
+this foothold was noticed, the window shown is an attack's, the attacker's last attempt was stopped, and an attacker who is an agent wants
+impact here."""
 
 CONTROL = np.dtype(
     [("cost", np.float64), ("delay", np.int64), ("ttl", np.int64), ("service_loss", np.float64), ("slows", np.float64), ("contains", np.float64)]

@@ -77,11 +77,11 @@ class IoTVectorEnv(VectorEnv):
         else:
             first = at_least(0, "seed", seed)
             seeds = [first + i for i in range(self.num_envs)]
-        fresh = not self._generators
+        fresh, named = not self._generators, set(which.tolist())
         for i, one in enumerate(seeds):
             if fresh:
                 self._generators.append(np.random.Generator(np.random.PCG64(one)))
-            elif one is not None and i in which:
+            elif one is not None and i in named:
                 self._generators[i] = np.random.Generator(np.random.PCG64(one))
         self._begin(which)
         return self._present(self.simulation.observe()), {name: np.full(self.num_envs, value) for name, value in self.simulation.describe().items()}

@@ -28,11 +28,8 @@ def test_the_environment_is_worth_solving_at_small_size(tmp_path: Path) -> None:
     }
     assert {key.split(".")[1] for key in asked} >= {f"gate{number}" for number in (1, 3, 4, 5, 6, 7)}
     unmet = {key for key, gate in asked.items() if not gate["met"]}
-    # At this size the room's interval is wide; its value must hold. The uncertainty is a function of the probabilities so far, and the filter
-    # hardly misses it: that gate is open, at full size too.
-    assert unmet <= {"F.gate2.room", "F.gate3.Bayes_filter.noise_for_uncertainty"}
-    if real:
-        assert asked["F.gate2.room"]["value"] >= asked["F.gate2.room"]["target"]
+    # The uncertainty is a function of the probabilities so far, and the filter hardly misses it: that gate is open, at full size too.
+    assert unmet <= {"F.gate3.Bayes_filter.noise_for_uncertainty"}
 
 
 @pytest.mark.slow
