@@ -85,6 +85,18 @@ def cast(config: AttackersConfig, side: str) -> tuple[str, ...]:
     return tuple({"train": config.train, "held_out": config.held_out, "all": [*config.train, *config.held_out]}[side])
 
 
+def check_techniques(config: AttackersConfig) -> None:
+    """Refuse a held-out technique that no attacker shows.
+
+    Raises:
+        UserError: with the nearest match.
+    """
+    known = {label for stages in TRAFFIC.values() for shown in stages.values() for group in shown.items() for label in (group[0], *group[1])}
+    for label in config.held_out_techniques:
+        if label not in known:
+            raise UserError(f"attackers.held_out_techniques: no attacker shows '{label}': {nearest(label, sorted(known))}")
+
+
 def profile_table(config: AttackersConfig, side: str) -> NDArray[np.void]:
     """(profiles,) records of the attackers on a side, at the configured difficulty."""
     speed, visible, evasion = DIFFICULTY[config.difficulty]
@@ -123,10 +135,7 @@ def emission_table(
         UserError: for a technique that nobody shows, or when the bank holds no window of any family that a stage shows.
     """
     cast_names = cast(config, side)
-    labels_known = {label for stages in TRAFFIC.values() for shown in stages.values() for group in shown.items() for label in (group[0], *group[1])}
-    for label in config.held_out_techniques:
-        if label not in labels_known:
-            raise UserError(f"attackers.held_out_techniques: no attacker shows '{label}': {nearest(label, sorted(labels_known))}")
+    check_techniques(config)
     barred = np.isin(names, config.held_out_techniques if side == "train" else [])
     held = (ranges[:, 1] > ranges[:, 0]) & ~barred
     classes = np.zeros((len(cast_names), len(Stage), len(names)), np.int64)

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from agents.benchmark import TEST_SEED, BenchmarkRunner, Comparison
 from agents.training import RLTrainer, identity, load_policy
+from envs.attackers import check_techniques
 from envs.recording import write_html, write_png
 from envs.scenarios import load_scenario
 from src.artifacts import write_text
@@ -296,6 +297,7 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
         UserError: for data that cannot be read, or a folder or store that cannot be written.
     """
     load_scenario(config.env.scenario)
+    check_techniques(config.attackers)
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a log file is as wide as the tables need

@@ -178,6 +178,10 @@ def test_resume_goes_on(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--phase", "lstm", "--seed", "one"], "--seed"),
         (["--phase", "lstm", "--sed", "1"], "--sed"),
         (["--phase", "lstm", "--seed", "-1"], "compute.seed"),
+        (["--phase", "rl", "--set", "env.scenario=klinic"], "did you mean 'clinic'"),
+        (["--phase", "rl", "--set", "env.scenario=nowhere.yml"], "nowhere.yml"),
+        (["--phase", "rl", "--set", "attackers.held_out_techniques=[XXS]"], "did you mean 'XSS'"),
+        (["--phase", "rl", "--set", "data.benign_root=nowhere"], "nowhere"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
