@@ -8,6 +8,8 @@ neither on the batch nor on the order of evaluation: environment i of a batch eq
 One step of an environment is `transition` (orders, attacker), `emit` (traffic shown), `sense` (readings that arrive),
 `reward_terms` (losses of the step, counted while controls are in force), `ended`, `tick` (clocks) and `observe`. Each works on
 one row of the arrays; `step` runs them all for every row.
+
+All of it stands in one file, records and constants too: numba's cache of compiled code notices changes of that file alone.
 """
 
 from __future__ import annotations
