@@ -14,16 +14,15 @@ from src.artifacts import new_artifact
 from src.config import LSTMTrainingConfig
 from src.data.windows import window_starts
 from src.errors import UserError
+from src.models.loop import WindowBatches, pick_device
 from src.models.lstm_attack_predictor import (
     KIND,
     LSTMConfig,
     RealDataLSTMPredictor,
     RealDataTrainer,
     Scaler,
-    WindowBatches,
     build_model,
     load_predictor,
-    pick_device,
 )
 from src.models.scores import Evaluation, class_scores, confusion_matrix, summary
 from tests.datasets import CLASSES, FEATURES, make_dataset

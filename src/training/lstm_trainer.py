@@ -23,7 +23,8 @@ from src.data.dataset import Dataset
 from src.data.taxonomy import family_index
 from src.data.windows import window_starts
 from src.errors import UserError
-from src.models.lstm_attack_predictor import History, LSTMConfig, RealDataTrainer, WindowBatches, build_model
+from src.models.loop import History, WindowBatches
+from src.models.lstm_attack_predictor import LSTMConfig, RealDataTrainer, build_model
 from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor, fit_temperature
 from src.models.scores import Evaluation
 
