@@ -19,11 +19,11 @@ def make_rows(size: int, rng: np.random.Generator) -> Rows:
     sign = np.where(label == 3, row // 10 % 2, row % 2) * 2.0 - 1.0  # XSS turns every tenth row, the others every row
     features = np.column_stack([level * rng.lognormal(0, 0.4, level.shape), np.zeros(len(label)), 200 + 100 * sign + rng.normal(0, 30, len(label))])
     clock = np.arange(len(label), dtype=np.float64)
-    return Rows(features.astype(np.float32), label, segment, clock, np.ones(len(label)))
+    return Rows(features.astype(np.float32), label, segment, clock, np.ones(len(label)), np.zeros(len(label), dtype=np.int16))
 
 
 def make_dataset(seed: int = 0) -> Dataset:
     """Four sides drawn apart."""
     rng = np.random.default_rng(seed)
     splits = {name: make_rows(size, rng) for name, size in SIZES.items()}
-    return Dataset(FEATURES, CLASSES, splits, "synthetic profile", "nowhere", ("XSS",), f"hash{seed}", {})
+    return Dataset(FEATURES, CLASSES, splits, "synthetic profile", "nowhere", ("XSS",), f"hash{seed}", {}, ("nowhere",))

@@ -76,13 +76,16 @@ def test_devices_take_the_place_of_the_benign_class(tmp_path: Path, caplog: pyte
     assert tuple(mixed.splits) == TRACE_SIDES == SPLITS  # nothing can be fitted on it
     np.testing.assert_array_equal(family_index(mixed.class_names)[:3], [0, 0, FAMILIES.index("DDoS")])
     np.testing.assert_array_equal(severity(mixed.class_names)[:2], 0)
+    assert HOME.domain_names == ("CICIoT2023",)
+    assert mixed.domain_names == ("CICIoT2023", "Cam", "Plug 2")
     for side in SPLITS:
         was, now = HOME.splits[side], mixed.splits[side]
         attack, kept = was.label > 0, now.label > 1
-        for field in ("features", "segment", "start", "duration"):
+        for field in ("features", "segment", "start", "duration", "domain"):
             np.testing.assert_array_equal(getattr(now, field)[kept], getattr(was, field)[attack])
             assert getattr(now, field).dtype == getattr(was, field).dtype
         np.testing.assert_array_equal(now.label[kept] - 1, was.label[attack])
+        np.testing.assert_array_equal(now.domain[~kept], now.label[~kept] + 1)  # a class a device
 
 
 def test_whole_captures_go_to_a_side_in_time_order_and_no_window_crosses_two(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ class Capture:
     """(N,) seconds since the start of the chunk; NaN where it cannot be known."""
     duration: NDArray[np.float64]
     """(N,) seconds; NaN where it cannot be known."""
+    domain: str = "CICIoT2023"
+    """Device or site that the rows are of; this data set names no device."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class Rows:
     """(N,) seconds since the start of the chunk; NaN where rows are assembled or the release has no clock."""
     duration: NDArray[np.float64]
     """(N,) seconds that the row covers; NaN in the classic release."""
+    domain: NDArray[np.int16]
+    """(N,) index into `Dataset.domain_names`: device or site that a row is of."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Dataset:
     """SHA-256 of features, labels, runs and names of every side."""
     report: dict[str, int | float]
     """Counts of what was read, replaced and dropped."""
+    domain_names: tuple[str, ...]
+    """Devices or sites, in the order in which they were read; CICIoT2023 names no device and is one."""
 
 
 def load_dataset(config: DataConfig, seed: int) -> Dataset:
@@ -96,6 +100,8 @@ def _divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig,
     report["constant columns"] = int((np.ptp(features[side == 0], axis=0) == 0).sum())
 
     label = np.concatenate([np.full(len(capture.features), classes.index(capture.label), dtype=np.int16) for capture in captures])
+    domains = tuple(dict.fromkeys(capture.domain for capture in captures))
+    domain = np.concatenate([np.full(len(capture.features), domains.index(capture.domain), dtype=np.int16) for capture in captures])
     start = np.concatenate([capture.start for capture in captures])
     duration = np.concatenate([capture.duration for capture in captures])
     segment = np.empty(len(side), dtype=np.int64)
@@ -109,12 +115,12 @@ def _divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig,
     splits: dict[str, Rows] = {}
     for index, name in enumerate(SIDES):
         mine = (side == index) & (segment >= 0)
-        splits[name] = Rows(features[mine], label[mine], segment[mine].astype(np.int32), start[mine], duration[mine])
+        splits[name] = Rows(features[mine], label[mine], segment[mine].astype(np.int32), start[mine], duration[mine], domain[mine])
         report[f"rows in {name}"] = int(mine.sum())
         _require_windows(splits[name], name, classes, config.window)
     assembled = in_order([capture.label for capture in captures if not capture.ordered])
     log.info("%s: %s", source, ", ".join(f"{name} {count}" for name, count in report.items()))
-    return Dataset(names, classes, splits, source, "CICIoT2023", assembled, content_hash(splits, names, classes), report)
+    return Dataset(names, classes, splits, source, "CICIoT2023", assembled, content_hash(splits, names, classes), report, domains)
 
 
 def _finite_rates(features: NDArray[np.float32], side: NDArray[np.int8], names: tuple[str, ...], report: dict[str, int | float]) -> None:

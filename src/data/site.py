@@ -51,6 +51,8 @@ NUMBER = FEATURES_39.index("Number")
 def with_benign_site(dataset: Dataset, config: DataConfig) -> Dataset:
     """The data set with the benign rows of `config.benign_root` in place of its own, without a `fit` side; as it is where none is named.
 
+    Each device is a domain of its own beside those of the data set, to which the attacks still belong.
+
     Raises:
         UserError: for a folder, file or column that is missing or wrong, for a data set in the classic release's features, or when
             no device has a capture with a window for each side.
@@ -70,16 +72,19 @@ def with_benign_site(dataset: Dataset, config: DataConfig) -> Dataset:
     classes = (*sides, *attacks)
     place = np.array([classes.index(name) if name in attacks else -1 for name in dataset.class_names], dtype=np.int16)
     first = 1 + max(int(rows.segment.max(initial=-1)) for rows in dataset.splits.values())
+    domains = (*dataset.domain_names, *(name.removeprefix(BENIGN_OF) for name in sides))
     splits: dict[str, Rows] = {}
     for side in TRACE_SIDES:
         own = dataset.splits[side]
         kept = place[own.label] >= 0
-        parts = [Rows(own.features[kept], place[own.label[kept]], own.segment[kept], own.start[kept], own.duration[kept])]
+        parts = [Rows(own.features[kept], place[own.label[kept]], own.segment[kept], own.start[kept], own.duration[kept], own.domain[kept])]
         for name, divided in sides.items():
             for capture in divided[side]:
                 features = np.where(np.isinf(capture.features), largest, capture.features)  # only a rate can be infinite here
                 label = np.full(len(features), classes.index(name), dtype=np.int16)
-                parts.append(Rows(features, label, capture.chunk + np.int32(first), capture.start - capture.start[0], capture.duration))
+                clock = capture.start - capture.start[0]
+                domain = np.full(len(features), domains.index(capture.domain), dtype=np.int16)
+                parts.append(Rows(features, label, capture.chunk + np.int32(first), clock, capture.duration, domain))
                 first += int(capture.chunk[-1]) + 1
         splits[side] = Rows(**{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(Rows)})
         report[f"rows of the site in {side}"] = len(splits[side].label) - int(kept.sum())
@@ -92,6 +97,7 @@ def with_benign_site(dataset: Dataset, config: DataConfig) -> Dataset:
         assembled=tuple(name for name in dataset.assembled if name in attacks),
         data_hash=content_hash(splits, dataset.feature_names, classes),
         report={**dataset.report, **{f"site: {name}": count for name, count in report.items()}},
+        domain_names=domains,
     )
 
 
@@ -140,7 +146,7 @@ def _read_device(path: Path, clean: Cleaner, known: set[bytes]) -> list[Capture]
         values = values[kept]
         chunk = np.cumsum(np.diff(kept, prepend=kept[:1]) > 1, dtype=np.int32)  # a run ends where a row is missing
         duration = np.where(np.isinf(values[:, RATE]), 0.0, values[:, NUMBER] / values[:, RATE])
-        found.append(Capture(f"{BENIGN_OF}{path.stem}", True, values.astype(np.float32), chunk, clock[kept], duration))
+        found.append(Capture(f"{BENIGN_OF}{path.stem}", True, values.astype(np.float32), chunk, clock[kept], duration, path.stem))
     began = [capture.start.min(initial=np.inf) for capture in found]
     return [found[index] for index in np.argsort(began, kind="stable")]
 
