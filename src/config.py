@@ -129,6 +129,45 @@ class LSTMConfigSection(Section):
     """Training."""
 
 
+class TemporalModelConfig(Section):
+    """Shape of the temporal LSTM: a preset, and what is changed of it."""
+
+    preset: Literal["default", "fast_training", "high_performance", "interpretability_focus", "uncertainty_quantification", "online_learning"] = "fast_training"
+    """Starting point (src/models/temporal_lstm/config.py)."""
+    hidden_size: int | None = Field(default=None, ge=4, le=4096)
+    """Units of each level; null: the preset's."""
+    num_levels: int | None = Field(default=None, ge=1, le=8)
+    """Levels of the hierarchy, each at half the rate of the one below; null: the preset's."""
+    num_heads: int | None = Field(default=None, ge=1, le=64)
+    """Heads of each attention layer; null: the preset's."""
+    attention_layers: int | None = Field(default=None, ge=1, le=16)
+    """Attention layers; null: the preset's."""
+    memory_slots: int | None = Field(default=None, ge=1, le=4096)
+    """Patterns that the memory bank holds; null: the preset's."""
+    mc_samples: int | None = Field(default=None, ge=2, le=1000)
+    """Draws from the output layer's posterior; null: the preset's."""
+    dropout: float | None = Field(default=None, ge=0, le=0.9)
+    """Of the input, between blocks and before the output layer; null: the preset's."""
+
+
+class TemporalTrainingConfig(LSTMTrainingConfig):
+    """Training of the temporal LSTM: all that the base predictor's has, and what is its own."""
+
+    kl_weight: float = Field(default=0.3, ge=0)
+    """Weight of the posterior's divergence from the prior (1: the evidence lower bound; less: a tempered one)."""
+    domain_weight: float = Field(default=0.1, ge=0)
+    """Weight of the discriminator's loss, where devices or sites are told apart."""
+
+
+class TemporalConfig(Section):
+    """The advanced temporal LSTM."""
+
+    model: TemporalModelConfig = TemporalModelConfig()
+    """Shape."""
+    training: TemporalTrainingConfig = TemporalTrainingConfig()
+    """Training."""
+
+
 class RateLimitConfig(Section):
     """RATE_LIMIT: slows whatever the device sends and receives."""
 
@@ -463,6 +502,8 @@ class Config(Section):
     """Traffic."""
     lstm: LSTMConfigSection = LSTMConfigSection()
     """Base attack predictor."""
+    temporal: TemporalConfig = TemporalConfig()
+    """Advanced temporal LSTM."""
     env: EnvConfig = EnvConfig()
     """Environment."""
     attackers: AttackersConfig = AttackersConfig()
