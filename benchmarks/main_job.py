@@ -16,7 +16,7 @@ from src.errors import UserError
 from src.evaluation.tables import save_result
 from src.pipeline import start
 
-SMALL = ["lstm.training.epochs=2", "rl.total_timesteps=40000", "eval.episodes=50", "eval.tuning_episodes=20"]
+SMALL = ["lstm.training.epochs=2", "temporal.training.epochs=2", "rl.total_timesteps=40000", "eval.episodes=50", "eval.tuning_episodes=20"]
 PICTURES = ("episode", "comparison")
 
 

@@ -82,7 +82,13 @@ class Run:
     @property
     def sensor_folder(self) -> Path:
         """Where the predictor and its banks lie."""
-        parts = self.data.data_hash, self.config.data.window, self.config.lstm.model_dump(mode="json"), self.config.compute.seed
+        parts = (
+            self.data.data_hash,
+            self.config.data.window,
+            self.config.lstm.model_dump(mode="json"),
+            self.config.temporal.model_dump(mode="json"),
+            self.config.compute.seed,
+        )
         return self.config.compute.artifacts / "sensors" / _digest(*parts)
 
     @property
@@ -117,9 +123,8 @@ class Run:
         target = self.sensor_folder / "predictor"
         if not (self.resume and target.exists()):
             with self.tracker.nested("predictor", {"phase": "lstm"}) as log:
-                self.say(
-                    f"training the attack predictor on {self.source} traffic: {len(self.data.splits['fit'].label):,} rows, {len(self.data.class_names)} classes"
-                )
+                rows, classes = len(self.data.splits["fit"].label), len(self.data.class_names)
+                self.say(f"training the attack predictor (base LSTM, then temporal LSTM) on {self.source} traffic: {rows:,} rows, {classes} classes")
                 trained = LSTMTrainer(self.config, self.data, log).train(target, self.resume)
                 example = self._windows(8)
                 log.log_model("attack-predictor", target, "src.models.predictor_interface", example, trained.sensor.read(example).table())
@@ -148,7 +153,8 @@ class Run:
 
     def _print_sensor(self) -> None:
         metrics = self._meta()["metrics"]
-        scores = f"accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f} over {len(self.data.class_names)} classes"
+        alone = ", ".join(f"{name} alone {metrics[f'{key}/macro_f1']:.3f}" for key, name in (("lstm", "base LSTM"), ("temporal", "temporal LSTM")))
+        scores = f"accuracy {metrics['accuracy']:.3f}, macro-F1 {metrics['macro_f1']:.3f} over {len(self.data.class_names)} classes ({alone})"
         title = f"attack predictor on held-out {self.source} windows: {scores}"
         print_table(title, self._sensor_rows(), FAMILY_COLUMNS, self.console)
 

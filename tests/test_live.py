@@ -20,7 +20,15 @@ from tests.banks import make_bank
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[EnhancedAttackPredictor, TraceBank]:
     """A small predictor, and a bank that it filled."""
     config = load_config(
-        overrides=["data.synthetic_rows_per_class=400", "lstm.training.epochs=1", "lstm.model.hidden_size=16", "lstm.model.num_layers=1"], environ={}
+        overrides=[
+            "data.synthetic_rows_per_class=400",
+            "lstm.training.epochs=1",
+            "lstm.model.hidden_size=16",
+            "lstm.model.num_layers=1",
+            "temporal.training.epochs=1",
+            "temporal.model.hidden_size=16",
+        ],
+        environ={},
     )
     data = load_dataset(config.data, 0)
     sensor = LSTMTrainer(config, data).train(tmp_path_factory.mktemp("live") / "predictor").sensor

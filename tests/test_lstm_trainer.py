@@ -12,7 +12,7 @@ from src.data.bank import SPLITS, TraceBank
 from src.data.dataset import load_dataset
 from src.errors import UserError
 from src.models.lstm_attack_predictor import KIND
-from src.models.predictor_interface import EnhancedAttackPredictor
+from src.models.predictor_interface import FUSED, EnhancedAttackPredictor
 from src.predictor.interface import SensorReading
 from src.training.lstm_trainer import LSTMTrainer, TrainedSensor, confusion_figure, history_figure
 from src.training.sensors import build_bank
@@ -26,13 +26,15 @@ DATA = make_dataset()
 
 def config(*more: str) -> Config:
     tiny = ["data.window=6", "lstm.model.hidden_size=16", "lstm.training.epochs=3", "lstm.training.learning_rate=0.01", "lstm.training.stride=1"]
+    tiny += ["temporal.model.hidden_size=8", "temporal.model.num_heads=2", "temporal.model.memory_slots=4", "temporal.training.epochs=2"]
+    tiny += ["temporal.training.learning_rate=0.01", "temporal.training.stride=1", "temporal.training.batch_size=64"]
     return load_config(overrides=[*tiny, "lstm.training.batch_size=64", "compute.device=cpu", "compute.threads=1", *more], environ={})
 
 
 class Notes:
-    """Keeps what is logged; stops the training after an epoch when told to."""
+    """Keeps what is logged; stops the training of a network after an epoch when told to."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: tuple[str, int] | None = None) -> None:
         self.epochs: dict[int, dict[str, float]] = {}
         self.final: dict[str, float] = {}
         self.files: dict[str, Any] = {}
@@ -42,8 +44,8 @@ class Notes:
         if step is None:
             self.final |= metrics
             return
-        self.epochs[step] = dict(metrics)
-        if step == self.stop_after:
+        self.epochs.setdefault(step, {}).update(metrics)
+        if self.stop_after is not None and step == self.stop_after[1] and f"{self.stop_after[0]}/learning_rate" in metrics:
             raise KeyboardInterrupt
 
     def log_figure(self, figure: Any, path: str) -> None:
@@ -60,19 +62,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedSensor, Notes]
 
 
 def weights(trained: TrainedSensor) -> list[torch.Tensor]:
-    return [*trained.sensor.model.state_dict().values(), *trained.sensor.subspace.tensors().values()]
+    sensor = trained.sensor
+    assert sensor.second is not None
+    networks = [*sensor.model.state_dict().values(), *sensor.second.model.state_dict().values()]
+    return [*networks, *sensor.subspace.tensors().values(), *sensor.second.fusion.tensors().values(), torch.tensor(sensor.second.usual)]
 
 
 def test_it_logs_epochs_results_figures_and_tables(run: tuple[TrainedSensor, Notes]) -> None:
     trained, notes = run
     assert list(notes.epochs) == [1, 2, 3]
-    assert {"learning_rate", "train/loss", "train/accuracy", "calibrate/loss", "calibrate/accuracy", "calibrate/macro_f1"} <= set(notes.epochs[1])
+    figures = {"learning_rate", "train/loss", "train/accuracy", "calibrate/loss", "calibrate/accuracy", "calibrate/macro_f1"}
+    assert {f"{name}/{key}" for name in ("lstm", "temporal") for key in figures} <= set(notes.epochs[1])
     assert {f"test/{key}" for key in trained.metrics} == set(notes.final)
     assert notes.final["test/macro_f1"] == trained.evaluation.metrics()["macro_f1"] > 0.5
     assert {"test/weighted_f1", "test/accuracy", "test/benign_false_positive_rate", "test/family/Web/macro_f1", "test/seconds"} <= set(notes.final)
-    assert set(notes.files) == {"lstm_classes.json", "lstm_confusion.png", "lstm_learning.png"}
-    assert [row["class"] for row in notes.files["lstm_classes.json"]] == list(CLASSES)
-    assert "synthetic profile" in notes.files["lstm_confusion.png"].axes[0].get_title()
+    assert set(notes.files) == {"sensor_classes.json", "sensor_confusion.png", "lstm_learning.png", "temporal_learning.png"}
+    assert [row["class"] for row in notes.files["sensor_classes.json"]] == list(CLASSES)
+    assert "synthetic profile" in notes.files["sensor_confusion.png"].axes[0].get_title()
 
 
 def test_the_artifact_says_where_it_comes_from_and_loads(run: tuple[TrainedSensor, Notes]) -> None:
@@ -83,7 +89,7 @@ def test_the_artifact_says_where_it_comes_from_and_loads(run: tuple[TrainedSenso
     assert (meta["sequence_length"], meta["seed"], meta["data_hash"], meta["source"]) == (T, 0, "hash0", "synthetic profile")
     assert meta["config"]["lstm"]["training"]["learning_rate"] == 0.01
     assert meta["metrics"]["macro_f1"] == trained.metrics["macro_f1"]
-    assert (meta["uncertainty"], meta["anomaly"]) == ("predictive entropy", "PCA reconstruction p-value")
+    assert {key: meta[key] for key in FUSED} == FUSED
     assert [path.name for path in trained.folder.parent.iterdir()] == ["lstm"]  # the checkpoint is gone
     windows = DATA.splits["test"].features[:T][None]
     np.testing.assert_array_equal(EnhancedAttackPredictor.load(trained.folder).read(windows).table(), trained.sensor.read(windows).table())
@@ -98,11 +104,13 @@ def test_same_seed_same_sensor_another_seed_another(tmp_path: Path, run: tuple[T
     assert torch.get_num_threads() == threads
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, run: tuple[TrainedSensor, Notes]) -> None:
-    folder = tmp_path / "lstm"
+@pytest.mark.parametrize(("network", "epoch"), [("lstm", 2), ("temporal", 1)])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, run: tuple[TrainedSensor, Notes], network: str, epoch: int) -> None:
+    folder = tmp_path / "sensor"
     with pytest.raises(KeyboardInterrupt):
-        LSTMTrainer(config(), DATA, Notes(stop_after=2)).train(folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["lstm.checkpoint.pt"]
+        LSTMTrainer(config(), DATA, Notes(stop_after=(network, epoch))).train(folder)
+    assert f"sensor.{network}.checkpoint.pt" in {path.name for path in tmp_path.iterdir()}
+    assert not folder.exists()
     with pytest.raises(UserError, match="other settings or data"):
         LSTMTrainer(config(), dataclasses.replace(DATA, data_hash="other")).train(folder, resume=True)
     notes = Notes()
@@ -127,7 +135,7 @@ def test_settings_reach_the_model(tmp_path: Path) -> None:
 
 def test_figures_can_be_drawn(tmp_path: Path, run: tuple[TrainedSensor, Notes]) -> None:
     trained, _ = run
-    for figure in (confusion_figure(trained.evaluation, "real"), history_figure(trained.history, "real")):
+    for figure in (confusion_figure(trained.evaluation, "real"), history_figure(trained.history, "Base LSTM", "real")):
         figure.savefig(tmp_path / "a.png")
         assert (tmp_path / "a.png").stat().st_size > 5000
 
@@ -214,8 +222,10 @@ def test_a_trained_sensor_reads_the_bank_live_as_it_was_filled(run: tuple[Traine
 
 @needs_real
 def test_real_windows_are_read_live_as_the_bank_was_filled(tmp_path: Path) -> None:
+    small = ["temporal.model.hidden_size=8", "temporal.model.num_heads=2", "temporal.training.epochs=1"]
     given = load_config(
-        overrides=[f"data.root={REAL}", "data.max_rows_per_class=1000", "lstm.model.hidden_size=16", "lstm.training.epochs=1", "compute.threads=1"], environ={}
+        overrides=[f"data.root={REAL}", "data.max_rows_per_class=1000", "lstm.model.hidden_size=16", "lstm.training.epochs=1", *small, "compute.threads=1"],
+        environ={},
     )
     data = load_dataset(given.data, 0)
     sensor = LSTMTrainer(given, data).train(tmp_path / "lstm").sensor

@@ -14,7 +14,7 @@ from src.data.taxonomy import FAMILIES, severity
 from src.data.windows import gather, window_starts
 from src.errors import UserError
 from src.models.lstm_attack_predictor import LSTMConfig, build_model
-from src.models.predictor_interface import SOURCES, BenignSubspace, EnhancedAttackPredictor, _load_pyfunc, fit_temperature
+from src.models.predictor_interface import ALONE, BenignSubspace, EnhancedAttackPredictor, _load_pyfunc, fit_temperature
 from src.predictor.interface import AttackPredictorInterface, Sensor
 from tests.datasets import CLASSES, FEATURES, make_dataset
 
@@ -181,8 +181,8 @@ def test_temperature_mends_confidence_that_is_too_high() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(4000, 4, generator=generator)
     labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=generator)[:, 0]
-    assert fit_temperature(logits * 3, labels) == pytest.approx(3, rel=0.1)
-    found = fit_temperature(logits / 2, labels)
+    assert fit_temperature(logits[None] * 3, labels) == pytest.approx(3, rel=0.1)
+    found = fit_temperature(logits[None] / 2, labels)
     assert found == pytest.approx(0.5, rel=0.1)
     assert functional.cross_entropy(logits / 2 / found, labels) < functional.cross_entropy(logits / 2, labels)
 
@@ -204,7 +204,7 @@ def test_a_saved_sensor_reads_the_same(tmp_path: Path, sensor: EnhancedAttackPre
     np.testing.assert_array_equal(_load_pyfunc(str(folder)).predict(batch), sensor.read(batch).table())
     assert {file.suffix for file in folder.iterdir()} == {".safetensors", ".json"}
     text = (folder / "meta.json").read_text()
-    for key, source in SOURCES.items():
+    for key, source in ALONE.items():
         assert f'"{key}": "{source}"' in text
     (folder / "sensor.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match=r"'sensor.safetensors' was altered"):

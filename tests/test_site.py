@@ -25,7 +25,16 @@ from src.training.sensors import build_bank
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data"
 SITE = REAL / "ciciot39" / "iot_sentinel"
 needs_real = pytest.mark.skipif(not (REAL / "ciciot2023").exists() or not SITE.exists(), reason="the real captures (../shared/data) are not here")
-TINY = ["data.synthetic_rows_per_class=400", "lstm.training.epochs=1", "lstm.training.stride=10", "lstm.model.hidden_size=16", "compute.threads=1"]
+TINY = [
+    "data.synthetic_rows_per_class=400",
+    "lstm.training.epochs=1",
+    "lstm.training.stride=10",
+    "lstm.model.hidden_size=16",
+    "temporal.training.epochs=1",
+    "temporal.training.stride=10",
+    "temporal.model.hidden_size=16",
+    "compute.threads=1",
+]
 T = 10
 HOME = load_dataset(DataConfig(synthetic_rows_per_class=400), 0)
 SIZES = {"Cam": [12, 25, 9, 14, 10, 30, 11, 16], "Plug 2": [11, 13, 12], "Kettle": [40, 40, 9, 5, 1]}

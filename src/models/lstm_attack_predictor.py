@@ -154,12 +154,18 @@ class RealDataTrainer(Trainer[RealDataLSTMPredictor]):
         return meta
 
 
-def save_predictor(folder: Path, model: RealDataLSTMPredictor, meta: Mapping[str, Any], sensor: Mapping[str, Tensor] | None = None) -> None:
-    """Write weights, scaling and temperature (and the arrays of a sensor built on the model) as an artifact folder, atomically."""
+def save_predictor(
+    folder: Path,
+    model: RealDataLSTMPredictor,
+    meta: Mapping[str, Any],
+    sensor: Mapping[str, Tensor] | None = None,
+    temporal: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write weights, scaling and temperature (and the arrays and second network of a sensor built on the model) as an artifact folder, atomically."""
     with new_artifact(folder, KIND, {**meta, "model": asdict(model.config), "sequence_length": model.config.sequence_length}) as target:
-        save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, target / "model.safetensors")
-        if sensor is not None:
-            save_file(dict(sensor), target / "sensor.safetensors")
+        for name, arrays in (("model", model.state_dict()), ("sensor", sensor), ("temporal", temporal)):
+            if arrays is not None:
+                save_file({key: value.detach().cpu().contiguous() for key, value in arrays.items()}, target / f"{name}.safetensors")
 
 
 def load_predictor(folder: Path) -> tuple[RealDataLSTMPredictor, dict[str, Any]]:

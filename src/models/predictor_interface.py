@@ -1,14 +1,15 @@
-"""The base predictor behind the sensor contract: probabilities, risk, uncertainty and anomaly of windows of raw traffic.
+"""Trained networks behind the sensor contract: probabilities, risk, uncertainty and anomaly of windows of raw traffic.
 
-Where the two scores that are no class probability come from, stated once (and in each artifact's `meta.json`):
-`uncertainty` is the predictive entropy of the calibrated probabilities, divided by that of a uniform guess; it does not tell
-ambiguous traffic from unknown traffic. `anomaly` is one minus a conformal p-value of the window's PCA reconstruction error.
+Where the readings come from, stated once (and in each artifact's `meta.json`): `probabilities` are those of the base LSTM and of the
+temporal LSTM, pooled with the anomaly (`src.models.fusion`); `uncertainty` is how far the networks and the draws from the
+temporal LSTM's posterior disagree, against what is usual on calibration windows. `anomaly` is one minus a conformal p-value of the window's PCA
+reconstruction error. A base LSTM alone gives its own probabilities, and their entropy as the uncertainty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from torch.nn import functional
 
 from src.data.taxonomy import FAMILIES, family_index, severity
 from src.errors import UserError
+from src.models.fusion import Fusion, disagreement
 from src.models.lstm_attack_predictor import RealDataLSTMPredictor, Scaler, load_predictor, save_predictor
+from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
 from src.predictor.interface import SensorReading
 
-SOURCES = {"uncertainty": "predictive entropy", "anomaly": "PCA reconstruction p-value"}
+ALONE = {"probabilities": "base LSTM", "uncertainty": "predictive entropy", "anomaly": "PCA reconstruction p-value"}
+FUSED = {**ALONE, "probabilities": "base LSTM, temporal LSTM and anomaly, pooled", "uncertainty": "disagreement of networks and draws"}
 """Where the readings come from; written into each artifact."""
 
 LEVELS = ((0.2, "none"), (0.4, "low"), (0.6, "medium"), (0.8, "high"), (float("inf"), "critical"))
@@ -91,19 +95,49 @@ class BenignSubspace:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The divisor of logits (N, C) that makes the probabilities of labels (N,) likeliest (Guo et al. 2017); never changes the ranking."""
+    """The divisor of logits that makes the labels likeliest (Guo et al. 2017), under the mean probability of all draws.
+
+    Args:
+        logits: (S, N, C) of S draws; one of a model that draws nothing.
+        labels: (N,).
+    """
+    draws = logits.double()
 
     def loss(log_temperature: float) -> float:
-        return float(functional.cross_entropy(logits.double() / np.exp(log_temperature), labels))
+        each = functional.log_softmax(draws / np.exp(log_temperature), dim=-1).gather(2, labels.expand(len(draws), -1)[..., None])[..., 0]  # (S, N)
+        return float(-torch.logsumexp(each, dim=0).mean())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))  # type: ignore[union-attr]
 
 
-class EnhancedAttackPredictor:
-    """A trained model as a sensor (`src.predictor.interface.AttackPredictorInterface`). Runs on the CPU."""
+@dataclass(frozen=True)
+class Second:
+    """What a temporal LSTM adds to the base predictor."""
 
-    def __init__(self, model: RealDataLSTMPredictor, subspace: BenignSubspace, feature_names: Sequence[str], class_names: Sequence[str]) -> None:
-        self.model, self.subspace = model.cpu().eval(), subspace
+    model: AdvancedLSTMTemporal
+    fusion: Fusion
+    usual: float
+    """Mean disagreement on calibration windows, nats."""
+
+    def uncertainty(self, disagreement: Tensor) -> Tensor:
+        """(N,) 1 - exp(-disagreement / usual), in [0, 1): 0.63 at what is usual. Smooth, for a rank would jump at the rounding of a batch."""
+        return 1 - torch.exp(-disagreement / self.usual)
+
+
+class EnhancedAttackPredictor:
+    """Trained networks as a sensor (`src.predictor.interface.AttackPredictorInterface`). Runs on the CPU."""
+
+    def __init__(
+        self,
+        model: RealDataLSTMPredictor,
+        subspace: BenignSubspace,
+        feature_names: Sequence[str],
+        class_names: Sequence[str],
+        second: Second | None = None,
+    ) -> None:
+        self.model, self.subspace, self.second = model.cpu().eval(), subspace, second
+        if second is not None:
+            second.model.cpu().eval()
         self.feature_names, self.class_names = tuple(feature_names), tuple(class_names)
         self.sequence_length = model.config.sequence_length
         self._severity = severity(self.class_names)  # (C,)
@@ -119,7 +153,7 @@ class EnhancedAttackPredictor:
         with torch.inference_mode():
             return self.scaler(torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32))).numpy()
 
-    def read(self, windows: NDArray[np.float32], batch_size: int = 2048) -> SensorReading:
+    def read(self, windows: NDArray[np.float32], batch_size: int = 512) -> SensorReading:
         """Read raw windows (N, T, F) in batches.
 
         Raises:
@@ -133,20 +167,30 @@ class EnhancedAttackPredictor:
             name = self.feature_names[int(np.argwhere(~finite)[0, 2])]
             raise UserError(f"feature '{name}' holds a value that is not finite; clean the rows first")
         probabilities = np.empty((len(windows), len(self.class_names)), dtype=np.float32)  # (N, C)
-        anomaly = np.empty(len(windows), dtype=np.float32)  # (N,)
+        anomaly, uncertainty = (np.empty(len(windows), dtype=np.float32) for _ in range(2))  # (N,)
         with torch.inference_mode():
             for first in range(0, len(windows), batch_size):
-                batch = torch.from_numpy(np.ascontiguousarray(windows[first : first + batch_size], dtype=np.float32))  # (B, T, F)
-                probabilities[first : first + batch_size] = self.model.predict_attack_probability(batch).numpy()
-                anomaly[first : first + batch_size] = self.subspace.anomaly(self.scaler(batch.double())).numpy()
-        entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)  # (N,)
+                here = slice(first, first + batch_size)
+                batch = torch.from_numpy(np.ascontiguousarray(windows[here], dtype=np.float32))  # (B, T, F)
+                anomaly[here] = self.subspace.anomaly(self.scaler(batch.double())).numpy()
+                probabilities[here], uncertainty[here] = self._verdict(batch, anomaly[here])
         return SensorReading(
             probabilities=probabilities,
             families=np.clip(probabilities @ self._member, 0, 1),  # (N, 8)
             risk=np.clip(probabilities @ self._severity, 0, 1),  # (N,)
-            uncertainty=np.clip(entropy / max(np.log(len(self.class_names)), 1e-12), 0, 1).astype(np.float32),
+            uncertainty=uncertainty,
             anomaly=anomaly,
         )
+
+    def _verdict(self, batch: Tensor, anomaly: NDArray[np.float32]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Probabilities (B, C) and uncertainty (B,) of raw windows (B, T, F)."""
+        alone = self.model.predict_attack_probability(batch)  # (B, C)
+        if self.second is None:
+            entropy = -(alone * alone.clamp(min=1e-12).log()).sum(dim=1)  # (B,)
+            return alone.numpy(), (entropy / max(np.log(len(self.class_names)), 1e-12)).clamp(0, 1).numpy()
+        draws = temporal_draws(self.second.model, batch)  # (S, B, C) float64
+        pooled = self.second.fusion.combine(np.stack([alone.numpy(), draws.mean(dim=0).numpy()]), anomaly)
+        return pooled, self.second.uncertainty(disagreement([alone[None], draws])).numpy()
 
     def predict_attack_risk(self, network_sequence: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         """Risk of one sequence of named raw features, oldest step first.
@@ -201,7 +245,13 @@ class EnhancedAttackPredictor:
     def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
         """Write the sensor as an artifact folder, atomically."""
         names = {"feature_names": self.feature_names, "class_names": self.class_names}
-        save_predictor(folder, self.model, {**meta, **names, **SOURCES}, self.subspace.tensors())
+        tensors = self.subspace.tensors()
+        if self.second is None:
+            save_predictor(folder, self.model, {**meta, **names, **ALONE}, tensors)
+            return
+        tensors |= {**self.second.fusion.tensors(), "usual_disagreement": torch.tensor(self.second.usual, dtype=torch.float64)}
+        shape = asdict(self.second.model.config)
+        save_predictor(folder, self.model, {**meta, **names, **FUSED, "temporal": shape}, tensors, self.second.model.state_dict())
 
     @classmethod
     def load(cls, folder: Path) -> EnhancedAttackPredictor:
@@ -214,10 +264,21 @@ class EnhancedAttackPredictor:
         try:
             arrays = load_file(folder / "sensor.safetensors")
             subspace = BenignSubspace(arrays["mean"], arrays["components"], arrays["reference"])
-            subspace.anomaly(torch.zeros(1, model.config.sequence_length, model.config.input_size))
-        except (OSError, KeyError, RuntimeError, SafetensorError) as error:
+            second = None
+            if "temporal" in meta:
+                temporal = create_model(meta["temporal"])
+                temporal.load_state_dict(load_file(folder / "temporal.safetensors"))
+                second = Second(temporal, Fusion.from_tensors(arrays), float(arrays["usual_disagreement"]))
+            sensor = cls(model, subspace, meta["feature_names"], meta["class_names"], second)
+            sensor.read(np.zeros((1, model.config.sequence_length, model.config.input_size), dtype=np.float32))
+        except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"artifact '{folder}' holds no usable sensor ({' '.join(str(error).split())}); train it again") from error
-        return cls(model, subspace, meta["feature_names"], meta["class_names"])
+        return sensor
+
+
+def temporal_draws(model: AdvancedLSTMTemporal, windows: Tensor) -> Tensor:
+    """(S, B, C) calibrated probabilities of raw windows (B, T, F) under each draw from the posterior."""
+    return torch.softmax(model.sample_logits(windows).double() / model.temperature, dim=-1)
 
 
 def _load_pyfunc(path: str) -> _Served:

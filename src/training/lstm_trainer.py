@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,18 +18,24 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from src.config import Config
+from src.config import Config, LSTMTrainingConfig
 from src.data.dataset import Dataset
 from src.data.taxonomy import family_index
 from src.data.windows import window_starts
 from src.errors import UserError
-from src.models.loop import History, WindowBatches
-from src.models.lstm_attack_predictor import LSTMConfig, RealDataTrainer, build_model
-from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor, fit_temperature
-from src.models.scores import Evaluation
+from src.models.fusion import Fusion, disagreement
+from src.models.loop import History, Trainer, WindowBatches, seeded
+from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor, RealDataTrainer, build_model
+from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor, Second, fit_temperature, temporal_draws
+from src.models.scores import Evaluation, confusion_matrix
+from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model, get_config
+from src.training.temporal_trainer import TemporalTrainer
 
 SUBSPACE_WINDOWS = 20_000
 """Benign windows that the anomaly score is fitted on at most, evenly spread; its covariance settles far below that."""
+
+LEAST_DISAGREEMENT = 0.01
+"""Nats: networks that agree on all calibration windows are not told apart more finely than this."""
 
 
 class TrainingLog(Protocol):
@@ -52,9 +58,9 @@ class TrainedSensor:
     sensor: EnhancedAttackPredictor
     """Ready to read."""
     evaluation: Evaluation
-    """On `test` windows."""
+    """Of the whole sensor on `test` windows."""
     history: History
-    """A row an epoch."""
+    """Of the base LSTM, a row an epoch."""
     metrics: dict[str, float]
     """Final figures on `test`, with seconds and parameters."""
     folder: Path
@@ -73,13 +79,13 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 class LSTMTrainer:
-    """Trains the base attack predictor as the configuration says."""
+    """Trains the base attack predictor and the temporal LSTM as the configuration says, and joins them to a sensor."""
 
     def __init__(self, config: Config, dataset: Dataset, log: TrainingLog | None = None) -> None:
         """Prepare.
 
         Args:
-            config: sections `lstm`, `data.window` and `compute` are read.
+            config: sections `lstm`, `temporal`, `data.window` and `compute` are read.
             dataset: splits `fit`, `calibrate` and `test` are read.
             log: receives figures of each epoch and the final ones.
         """
@@ -92,6 +98,15 @@ class LSTMTrainer:
             num_classes=len(dataset.class_names),
             dropout=shape.dropout,
             bidirectional=shape.bidirectional,
+            sequence_length=config.data.window,
+        )
+        chosen = config.temporal.model.model_dump(exclude={"preset"}, exclude_none=True)
+        self.temporal_shape = get_config(
+            config.temporal.model.preset,
+            **chosen,
+            input_size=len(dataset.feature_names),
+            num_classes=len(dataset.class_names),
+            num_domains=len(dataset.domain_names),
             sequence_length=config.data.window,
         )
         self._benign = np.flatnonzero(family_index(dataset.class_names) == 0)  # classes
@@ -108,81 +123,146 @@ class LSTMTrainer:
             raise UserError(f"split '{split}' holds no window of {self.shape.sequence_length} rows; read more rows or lower data.window")
         return starts, rows.label[starts].astype(np.int64)
 
-    def _batches(self, split: str, stride: int = 1, shuffle: bool = False) -> WindowBatches:
-        starts, labels = self.windows(split, stride)
-        rows = torch.from_numpy(self.dataset.splits[split].features)
-        size = self.config.lstm.training.batch_size if shuffle else 4096
-        return WindowBatches(rows, torch.from_numpy(starts), torch.from_numpy(labels), self.shape.sequence_length, size, torch.Generator() if shuffle else None)
+    def batches(self, split: str, settings: LSTMTrainingConfig | None = None) -> WindowBatches:
+        """Windows of a split with labels and domains: every one in order, or, as training settings say, at their stride and shuffled."""
+        starts, labels = self.windows(split, 1 if settings is None else settings.stride)
+        rows = self.dataset.splits[split]
+        size, generator = (4096, None) if settings is None else (settings.batch_size, torch.Generator())
+        features, first, label, domain = (torch.from_numpy(part) for part in (rows.features, starts, labels, rows.domain[starts].astype(np.int64)))
+        return WindowBatches(features, first, label, self.shape.sequence_length, size, generator, domain)
+
+    def train_base(self, checkpoint: Path | None = None, resume: bool = False) -> tuple[RealDataLSTMPredictor, History]:
+        """Train and calibrate the base LSTM; returns it on the CPU, with a row an epoch.
+
+        Args:
+            checkpoint: file written after each epoch.
+            resume: go on from it, if it is there.
+        """
+        compute, settings = self.config.compute, self.config.lstm.training
+        model = build_model(self.shape, compute.seed)
+        model.scaler.fit(self.dataset.splits["fit"].features)
+        batches = self.batches("fit", settings)
+        trainer = RealDataTrainer(model, settings, seed=compute.seed, device=compute.device, class_counts=self._counts(batches))
+        history = self._train(trainer, batches, "lstm", checkpoint, resume)
+        model.to("cpu").temperature.fill_(fit_temperature(*self._collect(lambda windows: model.eval()(windows)[None])))
+        return model, history
+
+    def train_temporal(self, checkpoint: Path | None = None, resume: bool = False, target: WindowBatches | None = None) -> tuple[AdvancedLSTMTemporal, History]:
+        """Train and calibrate the temporal LSTM; returns it on the CPU, with a row an epoch.
+
+        Args:
+            checkpoint: file written after each epoch.
+            resume: go on from it, if it is there.
+            target: unlabelled windows of another site, for the discriminator.
+        """
+        compute, settings = self.config.compute, self.config.temporal.training
+        with seeded(compute.seed, 0):
+            model = create_model(self.temporal_shape)
+        model.scaler.fit(self.dataset.splits["fit"].features)
+        batches = self.batches("fit", settings)
+        trainer = TemporalTrainer(model, settings, seed=compute.seed, device=compute.device, class_counts=self._counts(batches), target=target)
+        history = self._train(trainer, batches, "temporal", checkpoint, resume)
+        model.to("cpu").temperature.fill_(fit_temperature(*self._collect(model.sample_logits)))
+        return model, history
+
+    def _counts(self, batches: WindowBatches) -> NDArray[np.int64]:
+        return np.bincount(batches.labels.numpy(), minlength=self.shape.num_classes)
+
+    def _train(self, trainer: Trainer[Any], batches: WindowBatches, name: str, checkpoint: Path | None, resume: bool) -> History:
+        with torch_threads(self.config.compute.threads), _progress(name, trainer.settings.epochs) as show:
+
+            def on_epoch(row: dict[str, float]) -> None:
+                if self.log is not None:
+                    figures = {f"{name}/{key}": value for key, value in row.items() if key != "epoch"}
+                    self.log.log_metrics(figures, step=int(row["epoch"]))
+                show(row)
+
+            identity = f"{self.dataset.data_hash} {self.dataset.feature_names} {self.dataset.class_names}"
+            return trainer.train(batches, self.batches("calibrate"), on_epoch=on_epoch, checkpoint=checkpoint, resume=resume, identity=identity)
+
+    def _collect(self, read: Callable[[torch.Tensor], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (S, N, C) of `calibrate`, the split that chose the epoch, never `test`; and labels (N,)."""
+        with torch.inference_mode(), torch_threads(self.config.compute.threads):
+            parts = [(read(batch[0]), batch[1]) for batch in self.batches("calibrate")]
+        return torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts])
 
     def train(self, folder: Path, resume: bool = False) -> TrainedSensor:
-        """Train, calibrate, evaluate on `test` and save to `folder`.
+        """Train both networks, join them on `calibrate`, evaluate on `test` and save to `folder`.
 
-        A checkpoint lies beside `folder` while training runs; it is removed once the artifact is whole.
+        Checkpoints lie beside `folder` while training runs; they are removed once the artifact is whole.
 
         Args:
             folder: of the artifact; replaced if it exists.
-            resume: go on from the checkpoint that an interrupted run left, if there is one.
+            resume: go on from the checkpoints that an interrupted run left, if there are any.
 
         Raises:
-            UserError: when a split is empty, training diverges or the checkpoint belongs to another run.
+            UserError: when a split is empty, training diverges or a checkpoint belongs to another run.
         """
         started = time.perf_counter()
-        compute, training = self.config.compute, self.config.lstm.training
-        checkpoint = folder.with_name(folder.name + ".checkpoint.pt")
-        with torch_threads(compute.threads):
-            model = build_model(self.shape, compute.seed)
-            model.scaler.fit(self.dataset.splits["fit"].features)
-            batches = self._batches("fit", training.stride, shuffle=True)
-            counts = np.bincount(batches.labels.numpy(), minlength=self.shape.num_classes)
-            trainer = RealDataTrainer(model, training, seed=compute.seed, device=compute.device, class_counts=counts)
-            with _progress(training.epochs) as show:
-
-                def on_epoch(row: dict[str, float]) -> None:
-                    self._log_epoch(row)
-                    show(row)
-
-                history = trainer.train(
-                    batches,
-                    self._batches("calibrate"),
-                    on_epoch=on_epoch,
-                    checkpoint=checkpoint,
-                    resume=resume,
-                    identity=f"{self.dataset.data_hash} {self.dataset.feature_names} {self.dataset.class_names}",
-                )
-            model.to("cpu")
-            self._calibrate(trainer)
-            evaluation = trainer.evaluate_detailed(self._batches("test"), tuple(self.dataset.class_names))
-            sensor = EnhancedAttackPredictor(model, self._subspace(trainer), self.dataset.feature_names, self.dataset.class_names)
+        checkpoints = {name: folder.with_name(f"{folder.name}.{name}.checkpoint.pt") for name in ("lstm", "temporal")}
+        base, history = self.train_base(checkpoints["lstm"], resume)
+        temporal, temporal_history = self.train_temporal(checkpoints["temporal"], resume)
+        with torch_threads(self.config.compute.threads):
+            sensor = self.join(base, temporal)
+            evaluations = {
+                "fused": self._evaluate(lambda windows: sensor.read(windows).probabilities),
+                "lstm": self._evaluate(lambda windows: base.predict_attack_probability(torch.from_numpy(windows)).numpy()),
+                "temporal": self._evaluate(lambda windows: temporal.predict_attack_probability(torch.from_numpy(windows)).numpy()),
+            }
+        evaluation = evaluations["fused"]
         metrics = {
             **evaluation.metrics(),
-            "temperature": float(model.temperature),
-            "best_epoch": float(max(history, key=lambda row: row["calibrate/macro_f1"])["epoch"]),
-            "parameters": float(model.count_parameters()),
+            **{f"{name}/{key}": evaluations[name].metrics()[key] for name in ("lstm", "temporal") for key in ("accuracy", "macro_f1")},
+            "lstm/temperature": float(base.temperature),
+            "temporal/temperature": float(temporal.temperature),
+            "lstm/best_epoch": _best_epoch(history),
+            "temporal/best_epoch": _best_epoch(temporal_history),
+            "lstm/parameters": float(base.count_parameters()),
+            "temporal/parameters": float(temporal.count_parameters()["total"]),
             "seconds": time.perf_counter() - started,
         }
         sensor.save(folder, self._meta(metrics))
-        checkpoint.unlink(missing_ok=True)
-        self._log_results(evaluation, history, metrics)
+        for checkpoint in checkpoints.values():
+            checkpoint.unlink(missing_ok=True)
+        self._log_results(evaluation, {"lstm": history, "temporal": temporal_history}, metrics)
         return TrainedSensor(sensor, evaluation, history, metrics, folder)
 
-    def _calibrate(self, trainer: RealDataTrainer) -> None:
-        """Fit the temperature on `calibrate`: the split that chose the epoch, never `test`."""
-        trainer.model.eval()
-        parts = []
+    def join(self, base: RealDataLSTMPredictor, temporal: AdvancedLSTMTemporal) -> EnhancedAttackPredictor:
+        """One sensor of both networks and the anomaly, its weights and reference values fitted on `calibrate`."""
+        subspace = self._subspace(base)
+        members, anomaly, apart = [], [], []
         with torch.inference_mode():
-            for windows, labels in self._batches("calibrate"):
-                parts.append((trainer.model(windows), labels))
-        logits, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])  # (N, C), (N,)
-        trainer.model.temperature.fill_(fit_temperature(logits, labels))
+            for batch in self.batches("calibrate"):
+                windows = batch[0]
+                alone, draws = base.predict_attack_probability(windows), temporal_draws(temporal, windows)
+                members.append(np.stack([alone.numpy(), draws.mean(dim=0).numpy()]))
+                anomaly.append(subspace.anomaly(base.scaler(windows.double())).numpy())
+                apart.append(disagreement([alone[None], draws]))
+        attack = ~np.isin(np.arange(self.shape.num_classes), self._benign)
+        labels = self.batches("calibrate").labels.numpy()
+        fusion = Fusion.fit(np.concatenate(members, axis=1).astype(np.float64), np.concatenate(anomaly), labels, attack)
+        second = Second(temporal, fusion, max(float(torch.cat(apart).mean()), LEAST_DISAGREEMENT))
+        return EnhancedAttackPredictor(base, subspace, self.dataset.feature_names, self.dataset.class_names, second)
 
-    def _subspace(self, trainer: RealDataTrainer) -> BenignSubspace:
+    def _evaluate(self, read: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Evaluation:
+        """What probabilities (N, C) of raw windows make of `test`."""
+        classes, total = self.shape.num_classes, 0.0
+        confusion = np.zeros((classes, classes), dtype=np.int64)
+        for batch in self.batches("test"):
+            labels = batch[1].numpy()
+            found = read(batch[0].numpy())
+            confusion += confusion_matrix(labels, found.argmax(axis=1), classes)
+            total -= float(np.log(np.maximum(found[np.arange(len(labels)), labels], 1e-12)).sum())
+        return Evaluation(tuple(self.dataset.class_names), confusion, total / int(confusion.sum()))
+
+    def _subspace(self, base: RealDataLSTMPredictor) -> BenignSubspace:
         def benign(split: str) -> torch.Tensor:
             starts, labels = self.windows(split, 1)
             starts = starts[np.isin(labels, self._benign)]
             if len(starts) > SUBSPACE_WINDOWS:
                 starts = starts[np.linspace(0, len(starts) - 1, SUBSPACE_WINDOWS).astype(np.int64)]
             index = starts[:, None] + np.arange(self.shape.sequence_length)
-            return trainer.model.scaler(torch.from_numpy(self.dataset.splits[split].features[index].astype(np.float64)))  # (N, T, F)
+            return base.scaler(torch.from_numpy(self.dataset.splits[split].features[index].astype(np.float64)))  # (N, T, F)
 
         with torch.inference_mode():
             return BenignSubspace.fit(benign("fit"), benign("calibrate"))
@@ -198,26 +278,30 @@ class LSTMTrainer:
             "metrics": metrics,
         }
 
-    def _log_epoch(self, row: dict[str, float]) -> None:
-        if self.log is not None:
-            self.log.log_metrics({key: value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
-
-    def _log_results(self, evaluation: Evaluation, history: History, metrics: dict[str, float]) -> None:
+    def _log_results(self, evaluation: Evaluation, histories: Mapping[str, History], metrics: dict[str, float]) -> None:
         if self.log is None:
             return
         self.log.log_metrics({f"test/{key}": value for key, value in metrics.items()})
-        self.log.log_table(evaluation.rows(), "lstm_classes.json")
-        self.log.log_figure(confusion_figure(evaluation, self.dataset.source), "lstm_confusion.png")
-        self.log.log_figure(history_figure(history, self.dataset.source), "lstm_learning.png")
+        self.log.log_table(evaluation.rows(), "sensor_classes.json")
+        self.log.log_figure(confusion_figure(evaluation, self.dataset.source), "sensor_confusion.png")
+        for name, history in histories.items():
+            self.log.log_figure(history_figure(history, TITLES[name], self.dataset.source), f"{name}_learning.png")
+
+
+TITLES = {"lstm": "Base LSTM", "temporal": "Temporal LSTM"}
+
+
+def _best_epoch(history: History) -> float:
+    return float(max(history, key=lambda row: row["calibrate/macro_f1"])["epoch"])
 
 
 @contextlib.contextmanager
-def _progress(epochs: int) -> Iterator[Any]:
+def _progress(name: str, epochs: int) -> Iterator[Any]:
     """A bar of epochs on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
-    columns = (TextColumn("lstm"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not (console.is_terminal and sys.stderr.isatty()), transient=True) as bar:
-        task = bar.add_task("lstm", total=epochs, note="")
+        task = bar.add_task(name, total=epochs, note="")
         yield lambda row: bar.update(task, completed=row["epoch"], note=f"macro-F1 {row['calibrate/macro_f1']:.3f}")
 
 
@@ -248,15 +332,15 @@ def confusion_figure(evaluation: Evaluation, source: str) -> Figure:
     return figure
 
 
-def history_figure(history: History, source: str) -> Figure:
+def history_figure(history: History, title: str, source: str) -> Figure:
     """Loss and macro-F1 of each epoch, on `fit` while training and on `calibrate`."""
     figure = _new_figure(9, 3.6)
     epochs = [row["epoch"] for row in history]
-    for axes, key, title in zip(figure.subplots(1, 2), ("loss", "macro_f1"), ("loss", "macro-F1"), strict=True):
+    for axes, key, heading in zip(figure.subplots(1, 2), ("loss", "macro_f1"), ("loss", "macro-F1"), strict=True):
         for side, style in (("train", "--"), ("calibrate", "-")):
             axes.plot(epochs, [row[f"{side}/{key}"] for row in history], style, marker=".", label="fit (dropout on)" if side == "train" else side)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(title)
+        axes.set_ylabel(heading)
         axes.legend()
-    figure.suptitle(f"Base LSTM ({source})")
+    figure.suptitle(f"{title} ({source})")
     return figure

@@ -1,0 +1,116 @@
+"""What the temporal LSTM's trainer adds to the loop: divergence, domains, another site's windows."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from src.config import TemporalTrainingConfig
+from src.errors import UserError
+from src.models.loop import WindowBatches, seeded
+from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
+from src.training.temporal_trainer import IGNORED, TemporalTrainer, domain_strength
+from tests.datasets import CLASSES, FEATURES, make_dataset
+
+T = 6
+DATA = make_dataset()
+SMALL = {"hidden_size": 8, "num_heads": 2, "head_size": 4, "memory_slots": 4, "memory_rate": 1e-6, "dropout": 0.0}
+
+
+def model(domains: int = 1, seed: int = 0) -> AdvancedLSTMTemporal:
+    with seeded(seed, 0):
+        made = create_model("fast_training", **SMALL, input_size=len(FEATURES), num_classes=len(CLASSES), num_domains=domains, sequence_length=T)
+    made.scaler.fit(DATA.splits["fit"].features)
+    return made
+
+
+def batches(split: str = "fit", domains: torch.Tensor | None = None, shift: float = 0.0) -> WindowBatches:
+    rows = DATA.splits[split]
+    starts = torch.arange(0, len(rows.label) - T, 3)
+    generator = torch.Generator() if split == "fit" else None
+    return WindowBatches(torch.from_numpy(rows.features) + shift, starts, torch.from_numpy(rows.label.astype(np.int64))[starts], T, 64, generator, domains)
+
+
+COUNTS = np.bincount(batches().labels.numpy(), minlength=len(CLASSES))
+
+
+def trainer(made: AdvancedLSTMTemporal, target: WindowBatches | None = None, **settings: float) -> TemporalTrainer:
+    return TemporalTrainer(made, TemporalTrainingConfig(**{"epochs": 3, "learning_rate": 0.01, **settings}), class_counts=COUNTS, device="cpu", target=target)  # type: ignore[arg-type]
+
+
+def test_it_learns_and_the_same_seed_gives_the_same_weights() -> None:
+    made = [model() for _ in range(2)]
+    found = [trainer(one, epochs=5).train(batches(), batches("calibrate")) for one in made]
+    assert found[0] == found[1]
+    assert found[0][-1]["calibrate/macro_f1"] > 0.6
+    assert all(torch.equal(one, other) for one, other in zip(made[0].state_dict().values(), made[1].state_dict().values(), strict=True))
+
+
+def test_the_divergence_is_part_of_the_loss() -> None:
+    batch = next(iter(batches("calibrate")))
+    losses = []
+    for weight in (0.0, 1.0):
+        one = trainer(model(), kl_weight=weight)
+        one.model.train()
+        with seeded(0, 5):
+            losses.append(float(one.objective(batch)[0].detach()))
+    assert losses[1] - losses[0] == pytest.approx(float(model()(batch[0])["kl"].detach()) / COUNTS.sum(), rel=1e-3)
+
+
+def test_evaluation_asks_for_the_labelled_loss_alone() -> None:
+    batch = next(iter(batches("calibrate")))
+    one = trainer(model(), kl_weight=5.0)
+    one.model.eval()
+    loss, logits = one.objective(batch)
+    assert float(loss.detach()) == pytest.approx(float(one.loss(logits, batch[1]).detach()))
+
+
+def test_the_embedding_is_pushed_where_the_discriminator_fails() -> None:
+    """The domain loss reaches the embedding as minus strength times its own gradient, from the batch and from the other site's windows."""
+    windows, labels = next(iter(batches("calibrate")))
+    other = WindowBatches(torch.from_numpy(DATA.splits["test"].features), torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), T, 1)
+    other.domains = torch.ones(1, dtype=torch.int64)
+    gradients = []
+    for weight in (0.0, 1.0):
+        one = trainer(model(domains=2), other, domain_weight=weight)
+        one.model.train()
+        one._epoch = 1
+        with seeded(0, 5):
+            one.objective((windows, labels, torch.zeros_like(labels)))[0].backward()
+        gradients.append(one.model.summary[0].weight.grad)
+    plain = model(domains=2)
+    assert plain.discriminator is not None
+    plain.train()
+    sides = [plain.discriminator(plain.embed(side)) for side in (windows, other.rows[:T].expand(len(labels), T, -1))]
+    truth = torch.cat([torch.zeros_like(labels), torch.ones_like(labels)])
+    functional.cross_entropy(torch.cat(sides), truth).backward()
+    own = plain.summary[0].weight.grad
+    assert own is not None
+    torch.testing.assert_close(gradients[1] - gradients[0], -domain_strength(1 / 3) * own, rtol=0.05, atol=1e-3 * float(own.abs().max()))
+
+
+def test_ignored_windows_do_not_reach_the_discriminator() -> None:
+    windows, labels = next(iter(batches("calibrate")))
+    one = trainer(model(domains=2))
+    one.model.train()
+    one._epoch = 2  # late enough for a strong reversal
+    assert one.model.discriminator is not None
+    for domains, reached in ((torch.full_like(labels, IGNORED), False), (torch.zeros_like(labels), True)):
+        one.model.zero_grad()
+        one.objective((windows, labels, domains))[0].backward()
+        gradients = [parameter.grad for parameter in one.model.discriminator.parameters()]
+        assert any(bool(gradient.abs().sum() > 0) for gradient in gradients if gradient is not None) == reached
+
+
+def test_a_target_needs_domains_and_a_discriminator() -> None:
+    domains = torch.ones(len(batches("calibrate").starts), dtype=torch.int64)
+    for made, target in ((model(2), batches("calibrate")), (model(1), batches("calibrate", domains))):
+        with pytest.raises(UserError, match="num_domains of at least 2"):
+            trainer(made, target)
+
+
+def test_the_reversal_grows_from_nothing_to_one() -> None:
+    strengths = [domain_strength(progress) for progress in (0.0, 0.25, 0.5, 1.0)]
+    assert strengths[0] == 0
+    assert strengths == sorted(strengths)
+    assert strengths[-1] == pytest.approx(1, abs=1e-3)
