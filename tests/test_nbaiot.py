@@ -202,6 +202,7 @@ def test_packets_of_other_captures_are_no_rows_of_n_baiot(tmp_path: Path) -> Non
     assert counts["first rows dropped"] == 0
 
 
+@pytest.mark.slow
 def test_phase_lstm_runs_on_n_baiot_and_later_phases_say_what_they_lack(numbered: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"data.root={numbered}", "data.dataset=nbaiot", f"compute.artifacts={tmp_path / 'artifacts'}", "mlflow.register_models=false"]
     given += ["lstm.training.epochs=2", "lstm.model.hidden_size=16", "compute.threads=1"]
