@@ -86,10 +86,23 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
         counted, source = {"rows drawn": sum(len(capture.features) for capture in captures)}, "synthetic profile"
     else:
         captures, names, counted = read_ciciot2023(config.root, config.exclude_labels, config.max_rows_per_class)
-    return _divide(captures, names, config, source, site, dict(counted))
+    return divide(captures, names, config, source, site, dict(counted))
 
 
-def _divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig, source: str, site: str, report: dict[str, int | float]) -> Dataset:
+def divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig, source: str, site: str, report: dict[str, int | float]) -> Dataset:
+    """Divide captures among the four sides, as `src.data.splits` says.
+
+    Args:
+        captures: of any data set; each is divided by itself.
+        names: of the features.
+        config: `window`, `gap` and `fractions` are read.
+        source: `real` or `synthetic profile`.
+        site: where the traffic comes from.
+        report: what reading it has counted; grows, and becomes the data set's.
+
+    Raises:
+        UserError: for a class too small for a window on each side.
+    """
     classes = in_order([capture.label for capture in captures])
     shares = [getattr(config.fractions, side) for side in SIDES]
     sides = [block_side(len(capture.features), shares, config.gap, config.window) for capture in captures]
@@ -144,14 +157,13 @@ def leave_out(dataset: Dataset, domain: str, window: int) -> Dataset:
     mine = [_kept(rows, rows.domain == chosen, rows.segment) for rows in dataset.splits.values()]
     test = Rows(**{field.name: np.concatenate([getattr(part, field.name) for part in mine]) for field in dataclasses.fields(Rows)})
     held = np.unique(row_hashes(test.features))
-    shuffled = np.array([name in dataset.assembled for name in dataset.class_names])
     splits: dict[str, Rows] = {}
     used = int(test.segment.max(initial=-1)) + 1
     for side in SIDES[:-1]:
         rows = dataset.splits[side]
         removed = np.isin(row_hashes(rows.features), held)
         breaks = np.diff(rows.segment, prepend=rows.segment[:1]) != 0
-        breaks |= removed & ~shuffled[rows.label]  # shuffled rows have no order to keep
+        breaks |= removed
         splits[side] = _kept(rows, (rows.domain != chosen) & ~removed, (used + np.cumsum(breaks)).astype(np.int32))
         used += int(breaks.sum()) + 1
         counts = np.bincount(splits[side].label[window_starts(splits[side].segment, window)], minlength=len(dataset.class_names))
