@@ -55,13 +55,15 @@ class DataConfig(Section):
     """Where rows come from and how they are divided."""
 
     root: Path | None = None
-    """Folder of CICIoT2023 CSVs (either release); null draws rows from the embedded synthetic profile."""
+    """Folder of CSVs of `dataset`; null draws rows of CICIoT2023 from the embedded synthetic profile."""
+    dataset: Literal["ciciot2023", "nbaiot"] = "ciciot2023"
+    """What lies there: CICIoT2023 (either release), or traffic in N-BaIoT's 115 features (layouts: `src.data.nbaiot`)."""
     benign_root: Path | None = None
     """Folder of another site's benign captures (format: `src.data.site`) that replace the data set's own in the trace bank, not in training; null: none."""
     exclude_labels: list[str] = ["Mirai"]
     """Labels whose rows are dropped. `Mirai` names only rows of a mixed file that repeats the Mirai captures at family level."""
     max_rows_per_class: int | None = Field(default=None, ge=200)
-    """Rows read of each class, from the start of its captures; null reads all."""
+    """Rows read of each class (of N-BaIoT: of each file), from the start of its captures; null reads all."""
     synthetic_rows_per_class: int = Field(default=3000, ge=400)
     """Rows drawn of each class from the synthetic profile."""
     window: int = Field(default=10, ge=2, le=1000)

@@ -310,7 +310,7 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     data = load_dataset(config.data, config.compute.seed)
     traces = with_benign_site(data, config.data)
     unknown = [name for name in config.env.features if name not in data.feature_names]
-    if unknown:
+    if unknown and phase != "lstm":  # which trains a sensor for whatever features there are
         raise UserError(f"env.features: this data has no feature '{unknown[0]}': {nearest(unknown[0], data.feature_names)}")
     name = resume or f"{datetime.now():%Y%m%d-%H%M%S-%f}-{phase}-seed{config.compute.seed}"
     folder = config.compute.artifacts / "runs" / name

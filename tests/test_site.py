@@ -197,7 +197,7 @@ def test_wrong_folders_and_releases_are_refused(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("")
     with pytest.raises(UserError, match=r"x\.csv' is empty"):
         with_benign_site(HOME, DataConfig(benign_root=tmp_path))
-    with pytest.raises(UserError, match="the 46 of the classic one"):
+    with pytest.raises(UserError, match=r"data\.root has 46"):
         with_benign_site(dataclasses.replace(HOME, feature_names=FEATURES_46), DataConfig(benign_root=tmp_path))
 
 

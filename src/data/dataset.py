@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from src.config import DataConfig
+from src.config import DataConfig, nearest
 from src.data.ciciot2023 import RATES, Capture, excluded_set, read_ciciot2023, row_hashes
+from src.data.nbaiot import FEATURES_115, read_nbaiot
 from src.data.splits import SIDES, block_side, copies, segments
 from src.data.synthetic import Profile
 from src.data.taxonomy import in_order
@@ -61,7 +63,7 @@ class Dataset:
 
 
 def load_dataset(config: DataConfig, seed: int) -> Dataset:
-    """Read CICIoT2023 from `config.root`, or draw traffic from the embedded profile, and divide it.
+    """Read CICIoT2023 or traffic in N-BaIoT's features from `config.root`, or draw CICIoT2023's from the embedded profile, and divide it.
 
     An infinite `Rate` (all packets of a row share one timestamp) becomes the largest finite one of the `fit` side.
 
@@ -70,19 +72,37 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
         seed: of the draw; real data do not depend on it.
 
     Raises:
-        UserError: for wrong input (see `read_ciciot2023`), or a class too small for a window on each side.
+        UserError: for wrong input (see `read_ciciot2023` and `read_nbaiot`), or a class too small for a window on each side.
     """
-    if config.root is None:
+    source, site = "real", "CICIoT2023"
+    if config.dataset == "nbaiot":
+        if config.root is None:
+            raise UserError("data.dataset is 'nbaiot', of which no synthetic profile exists: give data.root, a folder of N-BaIoT's CSVs")
+        captures, counted, site = read_nbaiot(config.root, config.exclude_labels, config.max_rows_per_class)
+        names = FEATURES_115
+    elif config.root is None:
         rows = min(config.synthetic_rows_per_class, config.max_rows_per_class or config.synthetic_rows_per_class)
         captures, names = Profile.embedded().captures(rows, np.random.default_rng(seed), excluded_set(config.exclude_labels))
         counted, source = {"rows drawn": sum(len(capture.features) for capture in captures)}, "synthetic profile"
     else:
         captures, names, counted = read_ciciot2023(config.root, config.exclude_labels, config.max_rows_per_class)
-        source = "real"
-    return _divide(captures, names, config, source, dict(counted))
+    return divide(captures, names, config, source, site, dict(counted))
 
 
-def _divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig, source: str, report: dict[str, int | float]) -> Dataset:
+def divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig, source: str, site: str, report: dict[str, int | float]) -> Dataset:
+    """Divide captures among the four sides, as `src.data.splits` says.
+
+    Args:
+        captures: of any data set; each is divided by itself.
+        names: of the features.
+        config: `window`, `gap` and `fractions` are read.
+        source: `real` or `synthetic profile`.
+        site: where the traffic comes from.
+        report: what reading it has counted; grows, and becomes the data set's.
+
+    Raises:
+        UserError: for a class too small for a window on each side.
+    """
     classes = in_order([capture.label for capture in captures])
     shares = [getattr(config.fractions, side) for side in SIDES]
     sides = [block_side(len(capture.features), shares, config.gap, config.window) for capture in captures]
@@ -120,7 +140,45 @@ def _divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig,
         _require_windows(splits[name], name, classes, config.window)
     assembled = in_order([capture.label for capture in captures if not capture.ordered])
     log.info("%s: %s", source, ", ".join(f"{name} {count}" for name, count in report.items()))
-    return Dataset(names, classes, splits, source, "CICIoT2023", assembled, content_hash(splits, names, classes), report, domains)
+    return Dataset(names, classes, splits, source, site, assembled, content_hash(splits, names, classes), report, domains)
+
+
+def leave_out(dataset: Dataset, domain: str, window: int) -> Dataset:
+    """The data set with all rows of one device in `test`, alone there, and on no other side: does what others taught hold for it?
+
+    A vector that stands in `test` leaves the other sides, as in `src.data.splits`.
+
+    Raises:
+        UserError: for an unknown domain, or one without which a class has no window of `window` rows on some other side.
+    """
+    if domain not in dataset.domain_names:
+        raise UserError(f"unknown device or site '{domain}': {nearest(domain, dataset.domain_names)}")
+    chosen = dataset.domain_names.index(domain)
+    mine = [_kept(rows, rows.domain == chosen, rows.segment) for rows in dataset.splits.values()]
+    test = Rows(**{field.name: np.concatenate([getattr(part, field.name) for part in mine]) for field in dataclasses.fields(Rows)})
+    held = np.unique(row_hashes(test.features))
+    splits: dict[str, Rows] = {}
+    used = int(test.segment.max(initial=-1)) + 1
+    for side in SIDES[:-1]:
+        rows = dataset.splits[side]
+        removed = np.isin(row_hashes(rows.features), held)
+        breaks = np.diff(rows.segment, prepend=rows.segment[:1]) != 0
+        breaks |= removed
+        splits[side] = _kept(rows, (rows.domain != chosen) & ~removed, (used + np.cumsum(breaks)).astype(np.int32))
+        used += int(breaks.sum()) + 1
+        counts = np.bincount(splits[side].label[window_starts(splits[side].segment, window)], minlength=len(dataset.class_names))
+        if counts.min() == 0:
+            name = dataset.class_names[int(np.argmin(counts))]
+            raise UserError(
+                f"without '{domain}', class '{name}' has no window of {window} rows on side '{side}': it is traffic of that device alone, or nearly"
+            )
+    splits["test"] = test
+    return dataclasses.replace(dataset, splits=splits, data_hash=content_hash(splits, dataset.feature_names, dataset.class_names))
+
+
+def _kept(rows: Rows, keep: NDArray[np.bool_], segment: NDArray[np.int32]) -> Rows:
+    """The rows to keep, of other runs."""
+    return Rows(**{field.name: getattr(rows, field.name)[keep] for field in dataclasses.fields(Rows) if field.name != "segment"}, segment=segment[keep])
 
 
 def _finite_rates(features: NDArray[np.float32], side: NDArray[np.int8], names: tuple[str, ...], report: dict[str, int | float]) -> None:

@@ -54,15 +54,15 @@ def with_benign_site(dataset: Dataset, config: DataConfig) -> Dataset:
     Each device is a domain of its own beside those of the data set, to which the attacks still belong.
 
     Raises:
-        UserError: for a folder, file or column that is missing or wrong, for a data set in the classic release's features, or when
+        UserError: for a folder, file or column that is missing or wrong, for a data set in other features, or when
             no device has a capture with a window for each side.
     """
     if config.benign_root is None:
         return dataset
     if dataset.feature_names != FEATURES_39:
         raise UserError(
-            f"data.benign_root holds the {len(FEATURES_39)} features of CICIoT2023's newer release, data.root the "
-            f"{len(dataset.feature_names)} of the classic one: give data.root in the newer release"
+            f"data.benign_root holds the {len(FEATURES_39)} features of CICIoT2023's newer release, data.root has "
+            f"{len(dataset.feature_names)}: give data.root in the newer release"
         )
     report: Counter[str] = Counter()
     captures = read_site(config.benign_root, report)

@@ -2,7 +2,9 @@
 
 The 34 classes and their grouping into families are those of CICIoT2023 (Neto et al. 2023, Sensors 23(13):5941), in the
 spelling of its first release. Stages are those of the intrusion kill chain (Hutchins et al. 2011), tactics those of
-MITRE ATT&CK Enterprise. Severities order classes by how much harm a device in that state does to the network; they are
+MITRE ATT&CK Enterprise. Labels of other data sets that are none of the 34 classes stand beside them in the same families: the
+botnets' traffic of N-BaIoT (Meidan et al. 2018; a botnet's flood is a distributed one, its search for devices reconnaissance) and
+command and control of IoT-23, whose bots are Mirai and its kin. Severities order classes by how much harm a device in that state does to the network; they are
 a stated judgement of this product, not a measurement, and every risk score is a mean of them.
 """
 
@@ -24,8 +26,8 @@ FAMILIES = ("Benign", "DDoS", "DoS", "Mirai", "Recon", "Spoofing", "Web", "Brute
 BENIGN_OF = "Benign:"
 """Prefix of a class that holds the benign traffic of one device, e.g. `Benign:HueBridge`; it means what `BenignTraffic` means."""
 
-STAGES = ("none", "reconnaissance", "delivery", "exploitation", "installation", "actions on objectives")
-"""Kill-chain stages in use; weaponisation leaves no traffic, and no class here is command and control alone."""
+STAGES = ("none", "reconnaissance", "delivery", "exploitation", "installation", "command and control", "actions on objectives")
+"""Kill-chain stages in use; weaponisation leaves no traffic."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Label:
     severity: float
     """0 (benign) to 1."""
     resolution: str
-    """`class` for one of the 34, `family` where a file says no more than the family."""
+    """`class` for one of the 34, `family` where a file says no more than the family, `other` for a label of another data set."""
 
 
 def _table() -> dict[str, Label]:
@@ -82,11 +84,16 @@ def _table() -> dict[str, Label]:
         ("Web", exploit, "Initial Access", 0.65),
         ("BruteForce", exploit, "Credential Access", 0.5),
     ]
-    return labels | {name: Label(name, name, stage, tactic, severity, "family") for name, stage, tactic, severity in coarse}
+    labels |= {name: Label(name, name, stage, tactic, severity, "family") for name, stage, tactic, severity in coarse}
+    others = [(f"Gafgyt-{name}", "DDoS", objective, "Impact", 0.8) for name in ("combo", "junk", "tcp", "udp")]
+    others += [(f"Mirai-{name}", "Mirai", objective, "Impact", 0.9) for name in ("ack", "syn", "udp")]
+    others += [(f"{name}-scan", "Recon", recon, "Discovery", 0.3) for name in ("Gafgyt", "Mirai")]
+    others += [("C&C", "Mirai", "command and control", "Command and Control", 0.85)]
+    return labels | {row[0]: Label(*row, resolution="other") for row in others}
 
 
 LABELS: dict[str, Label] = _table()
-"""Every known label by canonical name: the 34 classes, then the seven attack families."""
+"""Every known label by canonical name: the 34 classes, the seven attack families, and labels of other data sets."""
 
 CLASSES: tuple[str, ...] = tuple(name for name, label in LABELS.items() if label.resolution == "class")
 """The 34 classes of CICIoT2023."""
