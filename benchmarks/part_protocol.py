@@ -180,6 +180,11 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, Rows]]:
     protocol = Protocol(config, dataset, RESAMPLES // 10 if options.quick else RESAMPLES)
     with torch_threads(options.threads):
         readouts = {name: protocol.read(name, options.seeds) for name in CANDIDATES}
+    return judged(protocol, readouts, cache_folder() if options.quick else RESULTS)
+
+
+def judged(protocol: Protocol, readouts: dict[str, list[Readout]], folder: Path) -> tuple[dict[str, Gate], dict[str, Rows]]:
+    """Gates and tables of what the candidates said; figures go to `folder`."""
     tables = {
         "candidates": candidates_table(protocol, readouts),
         "differences": differences_table(protocol, readouts),
@@ -189,7 +194,7 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, Rows]]:
         "block length": block_table(protocol, readouts),
         "windows": window_table(protocol),
     }
-    figures(protocol, readouts, tables["candidates"], cache_folder() if options.quick else RESULTS)
+    figures(protocol, readouts, tables["candidates"], folder)
     return gates(protocol, readouts), tables
 
 

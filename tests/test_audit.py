@@ -126,8 +126,8 @@ def test_shuffling_rows_costs_a_model_that_reads_their_order(dataset: Dataset) -
 
     ordered, mixed, never = audit(refilled(dataset, ramps), LENGTH, quick=True)["what the order of rows is worth, boosted trees on windows"]
     assert ordered["accuracy"] > 0.8
-    assert mixed["accuracy"] < 0.7  # half of it is a guess between two classes of the same levels
-    assert never["accuracy"] < 0.7
+    assert mixed["accuracy"] < ordered["accuracy"] - 0.1  # what is left of the pair is a guess
+    assert never["accuracy"] < ordered["accuracy"] - 0.1
 
 
 def test_labels_that_mean_nothing_teach_nothing(dataset: Dataset) -> None:
