@@ -34,7 +34,7 @@ COVERAGE = 0.8
 """Share of windows that selective classification keeps."""
 RESAMPLES = 2000
 CONTROL_SEED = 20_231
-SMALL = ("lstm.training.epochs=3", "temporal.training.epochs=3", "data.max_rows_per_class=1200")
+SMALL = ("temporal.training.epochs=8", "data.max_rows_per_class=1200")
 
 WHOLE = {
     "BenignTraffic": 1_098_195, "DDoS-ICMP_Flood": 7_200_504, "DDoS-UDP_Flood": 5_412_287, "DDoS-TCP_Flood": 4_497_667, "DDoS-PSHACK_Flood": 4_094_755,
@@ -120,7 +120,12 @@ class Protocol:
         return np.array([detection.macro_f1(self.confusion(one.probabilities[windows])) for one in readouts])
 
     def scores(self, readouts: list[Readout]) -> dict[str, Values]:
-        """(S, 1 + R) of every score."""
+        """(S, 1 + R) of every score.
+
+        `macro_f1`, `accuracy`, `family_macro_f1`, `benign_fpr` (benign windows whose most probable class is an attack); `recall_at_alarm`
+        and `fpr_at_alarm` (attack and benign windows above the score that 1 % of benign windows of `calibrate` lie above);
+        `classwise_error` and `top_error` (calibration).
+        """
         found: dict[str, list[Values]] = {}
         for one in readouts:
             for key, value in self._scores(one).items():
@@ -140,10 +145,10 @@ class Protocol:
             "accuracy": detection.accuracy(counts),
             "family_macro_f1": detection.macro_f1(families),
             "benign_fpr": 1 - families[:, 0, 0] / families[:, 0].sum(axis=1),
-            "recall_at_1pct_fpr": self.sample.share(alarm, self.attack),
-            "fpr_there": self.sample.share(alarm, ~self.attack),
-            "classwise_calibration_error": detection.calibration_error(self.sample, self.truth, probabilities),
-            "top_calibration_error": detection.top_calibration_error(self.sample, self.truth, probabilities),
+            "recall_at_alarm": self.sample.share(alarm, self.attack),
+            "fpr_at_alarm": self.sample.share(alarm, ~self.attack),
+            "classwise_error": detection.calibration_error(self.sample, self.truth, probabilities),
+            "top_error": detection.top_calibration_error(self.sample, self.truth, probabilities),
         }
 
     def doubt(self, readouts: list[Readout], name: str) -> dict[str, Values]:
@@ -189,6 +194,7 @@ def judged(protocol: Protocol, readouts: dict[str, list[Readout]], folder: Path)
         "candidates": candidates_table(protocol, readouts),
         "differences": differences_table(protocol, readouts),
         "controls": controls_table(protocol, readouts),
+        "natural prevalence": prevalence_table(protocol, readouts),
         "doubt": doubt_table(protocol, readouts),
         "F1 by class": class_table(protocol, readouts),
         "block length": block_table(protocol, readouts),
@@ -198,9 +204,9 @@ def judged(protocol: Protocol, readouts: dict[str, list[Readout]], folder: Path)
     return gates(protocol, readouts), tables
 
 
-def _cells(estimate: Estimate, name: str = "") -> dict[str, float]:
-    prefix = f"{name}_" if name else ""
-    return {name or "value": estimate.value, f"{prefix}low": estimate.low, f"{prefix}high": estimate.high}
+def _cells(estimate: Estimate, name: str) -> dict[str, float]:
+    """A column of the value and two of its interval; a row has one estimate with an interval."""
+    return {name: estimate.value, "low": estimate.low, "high": estimate.high}
 
 
 def candidates_table(protocol: Protocol, readouts: dict[str, list[Readout]]) -> Rows:
@@ -226,7 +232,7 @@ def differences_table(protocol: Protocol, readouts: dict[str, list[Readout]]) ->
     scores = {name: protocol.macro_f1(found) for name, found in readouts.items()}
     networks = [name for name in (TEMPORAL, BASE) if name in scores]
     return [
-        {"of": name, "minus": other, **_cells(protocol.sample.difference(scores[name], scores[other]), "macro_f1_difference")}
+        {"of": name, "minus": other, **_cells(protocol.sample.difference(scores[name], scores[other]), "difference")}
         for index, name in enumerate(networks)
         for other in scores
         if other not in networks[: index + 1]
@@ -234,19 +240,34 @@ def differences_table(protocol: Protocol, readouts: dict[str, list[Readout]]) ->
 
 
 def controls_table(protocol: Protocol, readouts: dict[str, list[Readout]]) -> Rows:
-    """What each candidate keeps without the order of rows, without the rows before the last, and at natural prevalence."""
-    counts = natural_counts(protocol.dataset.class_names)
+    """Macro-F1 that each candidate loses without the order of rows, and without the rows before the last."""
     rows: Rows = []
     for name, found in readouts.items():
         intact = protocol.macro_f1(found)
-        row: dict[str, Any] = {"candidate": name, "macro_f1": float(intact[:, 0].mean())}
         for control in ("rows shuffled", "last row only"):
             changed = protocol.macro_f1(found, control)
-            row |= {control: float(changed[:, 0].mean()), **_cells(protocol.sample.mean(intact - changed), f"lost, {control}")}
+            value = float(changed[:, 0].mean())
+            rows.append({"candidate": name, "control": control, "macro_f1": value, **_cells(protocol.sample.mean(intact - changed), "lost")})
+    return rows
+
+
+def prevalence_table(protocol: Protocol, readouts: dict[str, list[Readout]]) -> Rows:
+    """Scores of the same windows at the class counts of the whole data set; the rates at which classes are mistaken stay as they are."""
+    counts = natural_counts(protocol.dataset.class_names)
+    rows: Rows = []
+    for name, found in readouts.items():
         natural = [detection.at_prevalence(protocol.confusion(one.probabilities["test"]), counts) for one in found]
-        for key, score in (("macro_f1", detection.macro_f1), ("accuracy", detection.accuracy)):
-            row |= _cells(protocol.sample.mean(np.array([score(one) for one in natural])), f"natural prevalence {key}")
-        rows.append(row)
+        families = [detection.merged(one, protocol.family) for one in natural]
+        rows.append(
+            {
+                "candidate": name,
+                **_cells(protocol.sample.mean(np.array([detection.macro_f1(one) for one in natural])), "macro_f1"),
+                "accuracy": float(np.mean([detection.accuracy(one)[0] for one in natural])),
+                "family_macro_f1": float(np.mean([detection.macro_f1(one)[0] for one in families])),
+                "benign_fpr": float(np.mean([1 - one[0, 0, 0] / one[0, 0].sum() for one in families])),
+                "alarms_that_are_false": float(np.mean([one[0, 0, 1:].sum() / one[0, :, 1:].sum() for one in families])),
+            }
+        )
     return rows
 
 
@@ -260,7 +281,8 @@ def doubt_table(protocol: Protocol, readouts: dict[str, list[Readout]]) -> Rows:
             rows.append(
                 {
                     "candidate": name, "doubt": kind, **_cells(cells["auroc"], "auroc"), "risk": cells["risk"].value,
-                    f"risk at {COVERAGE:.0%}": cells["risk_kept"].value, **_cells(cells["ratio"], "ratio"),
+                    f"risk at {COVERAGE:.0%}": cells["risk_kept"].value,
+                    **{f"ratio{suffix}": getattr(cells["ratio"], field) for suffix, field in (("", "value"), (": low", "low"), (": high", "high"))},
                 }
             )  # fmt: skip
     return rows
@@ -322,7 +344,7 @@ def gates(protocol: Protocol, readouts: dict[str, list[Readout]]) -> dict[str, G
         found[f"C4.{key}"] = above(BASE, other, strictly=key == "rows")
     if TEMPORAL in readouts:
         found["D13.base"] = above(TEMPORAL, BASE, strictly=False)
-        error = protocol.sample.mean(protocol.scores(readouts[TEMPORAL])["classwise_calibration_error"])
+        error = protocol.sample.mean(protocol.scores(readouts[TEMPORAL])["classwise_error"])
         found["D13.calibration"] = Gate(f"classwise calibration error of the {TEMPORAL}", error.value, 0.03, "<=", error.low, error.high)
         doubt = protocol.doubt(readouts[TEMPORAL], "entropy")
         auroc, ratio = protocol.sample.mean(doubt["auroc"]), protocol.sample.mean(doubt["ratio"])

@@ -63,18 +63,18 @@ def risk_figure(curves: Mapping[str, tuple[Values, Values]], coverage: float, so
 
 
 def scores_figure(rows: Sequence[Mapping[str, Any]], accented: Sequence[str], source: str) -> Figure:
-    """Macro-F1 of each candidate with its interval, the best on top; rows hold `candidate, macro_f1, macro_f1_low, macro_f1_high`."""
+    """Macro-F1 of each candidate with its interval, the best on top; rows hold `candidate, macro_f1, low, high`."""
     ordered = sorted(rows, key=lambda row: -row["macro_f1"])
     figure, axes = _canvas(8, 0.5 * len(rows) + 1.3)
     places = np.arange(len(ordered))
     for place, row in zip(places, ordered, strict=True):
         colour = ACCENT if row["candidate"] in accented else MUTED
-        axes.plot([row["macro_f1_low"], row["macro_f1_high"]], [place, place], color=colour, lw=3, solid_capstyle="round")
+        axes.plot([row["low"], row["high"]], [place, place], color=colour, lw=3, solid_capstyle="round")
         axes.plot(row["macro_f1"], place, "o", color=colour, ms=8)
-        axes.text(row["macro_f1_high"] + 0.006, place, f"{row['macro_f1']:.3f}", va="center", fontsize=9, color=INK)
+        axes.text(row["high"] + 0.006, place, f"{row['macro_f1']:.3f}", va="center", fontsize=9, color=INK)
     axes.set_yticks(places, [row["candidate"] for row in ordered])
     axes.invert_yaxis()
-    axes.set_xlim(right=max(row["macro_f1_high"] for row in ordered) + 0.04)
+    axes.set_xlim(right=max(row["high"] for row in ordered) + 0.04)
     axes.set_xlabel("macro-F1, mean over seeds, 95 % interval over blocks of windows and seeds")
     axes.set_title(f"Held-out windows, {source} traffic", loc="left", fontsize=11, color=INK)
     axes.grid(axis="x", color="#e4e7eb", lw=0.8)
