@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from benchmarks.common import cache_folder, code_digest, digest
 from src.artifacts import new_artifact, open_artifact
 from src.config import Config
 from src.data.dataset import Dataset
-from src.models.predictor_interface import EnhancedAttackPredictor
+from src.models.lstm_attack_predictor import RealDataLSTMPredictor, build_model
+from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
 from src.training.lstm_trainer import LSTMTrainer
 from src.training.peers import PEERS, Predictor
 
-KIND = "benchmark-readout"
+MODEL, READOUT = "benchmark-model", "benchmark-readout"
 CODE = ("src/config.py", "src/data", "src/models", "src/training", "benchmarks/candidates.py")
 """What a kept model hangs on."""
+BATCH = 1024
 
 Windows = NDArray[np.float32]
-Train = Callable[[Config, Dataset, int, Path], Predictor]
-"""Configuration, data set, seed and a folder of its own, to keep what it trains in, to a trained candidate."""
+Train = Callable[[Config, Dataset, int], tuple[Predictor, float]]
+"""Configuration, data set and seed to a trained candidate, and the seconds that its training took."""
 
 
 @dataclass(frozen=True)
@@ -42,57 +48,112 @@ class Readout:
 
 
 class Network:
-    """A trained sensor among the peers."""
+    """A trained network among the peers."""
 
-    def __init__(self, sensor: EnhancedAttackPredictor) -> None:
-        self.sensor = sensor
+    def __init__(self, model: RealDataLSTMPredictor | AdvancedLSTMTemporal) -> None:
+        self.model = model
 
     def probabilities(self, windows: Windows) -> NDArray[np.float32]:
         """(N, C) calibrated probabilities of raw windows (N, T, F)."""
-        return self.sensor.read(windows).probabilities
+        return np.concatenate([self.model.predict_attack_probability(part).numpy() for part in _parts(windows)])
+
+    def epistemic(self, windows: Windows) -> NDArray[np.float32] | None:
+        """(N,) mutual information of class and weights, nats; None of a network that draws nothing."""
+        if isinstance(self.model, RealDataLSTMPredictor):
+            return None
+        return np.concatenate([self.model.uncertainties(part)["epistemic"].numpy() for part in _parts(windows)])
 
     def size(self) -> int:
         """Trainable parameters."""
-        return self.sensor.model.count_parameters()
+        counts = self.model.count_parameters()
+        return counts if isinstance(counts, int) else counts["total"]
 
 
-def train_base(config: Config, dataset: Dataset, seed: int, folder: Path) -> Network:
-    """The base LSTM, as `--phase lstm` trains it."""
-    seeded = config.model_copy(update={"compute": config.compute.model_copy(update={"seed": seed})})
-    return Network(LSTMTrainer(seeded, dataset).train(folder, resume=True).sensor)
+def _parts(windows: Windows) -> Iterator[Tensor]:
+    for first in range(0, len(windows), BATCH):
+        yield torch.from_numpy(np.ascontiguousarray(windows[first : first + BATCH]))
+
+
+def base_lstm(config: Config, dataset: Dataset, seed: int) -> tuple[RealDataLSTMPredictor, float]:
+    """The base LSTM as `--phase lstm` trains it, and the seconds that took; kept, and taken from what was kept."""
+    trainer = LSTMTrainer(_seeded(config, seed), dataset)
+    return _kept(BASE, config, dataset, seed, lambda: build_model(trainer.shape, seed), lambda file: trainer.train_base(file, resume=True)[0])
+
+
+def temporal_lstm(config: Config, dataset: Dataset, seed: int) -> tuple[AdvancedLSTMTemporal, float]:
+    """The temporal LSTM likewise."""
+    trainer = LSTMTrainer(_seeded(config, seed), dataset)
+    return _kept(TEMPORAL, config, dataset, seed, lambda: create_model(trainer.temporal_shape), lambda file: trainer.train_temporal(file, resume=True)[0])
+
+
+def _seeded(config: Config, seed: int) -> Config:
+    return config.model_copy(update={"compute": config.compute.model_copy(update={"seed": seed})})
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _kept(name: str, config: Config, dataset: Dataset, seed: int, build: Callable[[], Model], train: Callable[[Path], Model]) -> tuple[Model, float]:
+    folder = cache_folder() / "models" / identity(name, config, dataset, seed)
+    if folder.exists():
+        meta, model = open_artifact(folder, MODEL), build()
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.eval(), float(meta["seconds"])
+    started, checkpoint = time.perf_counter(), folder.with_name(folder.name + ".checkpoint.pt")
+    model = train(checkpoint).eval()
+    seconds = time.perf_counter() - started
+    with new_artifact(folder, MODEL, {"candidate": name, "seed": seed, "data_hash": dataset.data_hash, "seconds": seconds}) as target:
+        save_file({key: value.contiguous() for key, value in model.state_dict().items()}, target / "model.safetensors")
+    checkpoint.unlink(missing_ok=True)
+    return model, seconds
+
+
+def identity(name: str, config: Config, dataset: Dataset, seed: int) -> str:
+    """What a trained candidate hangs on: data, the sections of the configuration that it reads, seed and `CODE`."""
+    sections = {"data", *SECTIONS.get(name, ())}
+    return digest(name, dataset.data_hash, config.model_dump(mode="json", include=sections), seed, code_digest(*CODE))
 
 
 def _peer(name: str) -> Train:
-    return lambda config, dataset, seed, folder: PEERS[name](dataset, config.data.window, seed)
+    def train(config: Config, dataset: Dataset, seed: int) -> tuple[Predictor, float]:
+        started = time.perf_counter()
+        return PEERS[name](dataset, config.data.window, seed), time.perf_counter() - started
+
+    return train
+
+
+def _network(train: Callable[[Config, Dataset, int], tuple[Any, float]]) -> Train:
+    def wrapped(config: Config, dataset: Dataset, seed: int) -> tuple[Predictor, float]:
+        model, seconds = train(config, dataset, seed)
+        return Network(model), seconds
+
+    return wrapped
 
 
 BASE, TEMPORAL = "base LSTM", "temporal LSTM"
-CANDIDATES: dict[str, Train] = {BASE: train_base, **{name: _peer(name) for name in PEERS}}
+SECTIONS = {BASE: ("lstm",), TEMPORAL: ("temporal",)}
+"""Sections of the configuration that a candidate reads beside `data`."""
+CANDIDATES: dict[str, Train] = {BASE: _network(base_lstm), TEMPORAL: _network(temporal_lstm), **{name: _peer(name) for name in PEERS}}
 """Every candidate by the name that tables show."""
 
 
 def read_out(name: str, config: Config, dataset: Dataset, seed: int, windows: Mapping[str, Callable[[], Windows]]) -> Readout:
-    """Train a candidate with a seed and let it read every set of windows, or take what it said when it was trained on the same before.
-
-    Kept by data, configuration, seed and `CODE`.
-    """
-    identity = digest(name, dataset.data_hash, config.model_dump(mode="json", exclude={"compute"}), seed, sorted(windows), code_digest(*CODE))
-    folder = cache_folder() / "readouts" / identity
+    """Train a candidate with a seed and let it read every set of windows, or take what it said when it was trained on the same before."""
+    folder = cache_folder() / "readouts" / digest(identity(name, config, dataset, seed), sorted(windows))
     if folder.exists():
-        meta = open_artifact(folder, KIND)
+        meta = open_artifact(folder, READOUT)
         with np.load(folder / "readout.npz") as arrays:
             found = {key: arrays[key] for key in arrays.files}
     else:
-        started = time.perf_counter()
-        model = CANDIDATES[name](config, dataset, seed, cache_folder() / "models" / identity)
-        meta = {"candidate": name, "seed": seed, "data_hash": dataset.data_hash, "seconds": time.perf_counter() - started, "parameters": model.size()}
+        model, seconds = CANDIDATES[name](config, dataset, seed)
+        meta = {"candidate": name, "seed": seed, "data_hash": dataset.data_hash, "seconds": seconds, "parameters": model.size()}
         found = {}
         for key, make in windows.items():
             held = make()
             found[f"probabilities/{key}"] = model.probabilities(held)
-            if (epistemic := getattr(model, "epistemic", None)) is not None:
-                found[f"doubt/{key}"] = epistemic(held)
-        with new_artifact(folder, KIND, meta) as target:
+            if isinstance(model, Network) and (doubt := model.epistemic(held)) is not None:
+                found[f"doubt/{key}"] = doubt
+        with new_artifact(folder, READOUT, meta) as target:
             np.savez(target / "readout.npz", **found)  # type: ignore[arg-type]
     parts = {part: {key.partition("/")[2]: value for key, value in found.items() if key.startswith(part)} for part in ("probabilities", "doubt")}
     return Readout(parts["probabilities"], parts["doubt"], int(meta["parameters"]), float(meta["seconds"]))
