@@ -24,8 +24,9 @@ from src.training.lstm_trainer import LSTMTrainer
 from src.training.peers import PEERS, Predictor
 
 MODEL, READOUT = "benchmark-model", "benchmark-readout"
-CODE = ("src/config.py", "src/data", "src/models", "src/training", "benchmarks/candidates.py")
-"""What a kept model hangs on."""
+NETWORK_CODE = ("src/config.py", "src/data", "src/models", "src/training", "benchmarks/candidates.py")
+PEER_CODE = ("src/data", "src/models/scores.py", "src/training/peers.py", "benchmarks/candidates.py")
+"""Code that a kept candidate hangs on."""
 BATCH = 1024
 
 Windows = NDArray[np.float32]
@@ -109,9 +110,9 @@ def _kept(name: str, config: Config, dataset: Dataset, seed: int, build: Callabl
 
 
 def identity(name: str, config: Config, dataset: Dataset, seed: int) -> str:
-    """What a trained candidate hangs on: data, the sections of the configuration that it reads, seed and `CODE`."""
-    sections = {"data", *SECTIONS.get(name, ())}
-    return digest(name, dataset.data_hash, config.model_dump(mode="json", include=sections), seed, code_digest(*CODE))
+    """What a trained candidate hangs on: data, the sections of the configuration that it reads, seed and code."""
+    code = PEER_CODE if name in PEERS else NETWORK_CODE
+    return digest(name, dataset.data_hash, config.model_dump(mode="json", include={"data", *SECTIONS.get(name, ())}), seed, code_digest(*code))
 
 
 def _peer(name: str) -> Train:

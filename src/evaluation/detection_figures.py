@@ -17,15 +17,14 @@ COLOURS = (ACCENT, "#d9480f", MUTED, "#5f3dc4")
 
 def reliability_figure(curves: Mapping[str, tuple[Values, Values, Values]], source: str) -> Figure:
     """Accuracy over confidence, a panel a detector: mean confidence, accuracy and share of windows, each (bins,), NaN where a bin is empty."""
-    figure, panels = _canvas(3.6 * len(curves), 4.6, nrows=2, ncols=len(curves), sharex=True, height_ratios=(3, 1), squeeze=False)
+    figure, panels = _canvas(3.4 * len(curves), 4.8, nrows=2, ncols=len(curves), sharex=True, height_ratios=(3, 1), squeeze=False)
     for (upper, lower), (name, (confidence, right, share)), colour in zip(panels.T, curves.items(), COLOURS, strict=False):
         held = share > 0
         error = float((share * np.abs(np.nan_to_num(confidence - right))).sum())
         upper.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
-        upper.plot(confidence[held], right[held], color=colour, marker="o", ms=4, lw=1.6)
+        upper.plot(confidence[held], right[held], color=colour, marker="o", ms=4, lw=1.6, clip_on=False)
         upper.set_title(name, loc="left", fontsize=10, color=INK)
-        upper.text(0.04, 0.93, f"calibration error {error:.3f}", fontsize=9, color=INK, transform=upper.transAxes)
-        upper.set_aspect("equal")
+        upper.text(0.97, 0.04, f"calibration error {error:.3f}", ha="right", fontsize=9, color=INK, transform=upper.transAxes)
         upper.set_xlim(0, 1)
         upper.set_ylim(0, 1)
         middle = (np.arange(len(share)) + 0.5) / len(share)
@@ -65,7 +64,7 @@ def risk_figure(curves: Mapping[str, tuple[Values, Values]], coverage: float, so
 def scores_figure(rows: Sequence[Mapping[str, Any]], accented: Sequence[str], source: str) -> Figure:
     """Macro-F1 of each candidate with its interval, the best on top; rows hold `candidate, macro_f1, low, high`."""
     ordered = sorted(rows, key=lambda row: -row["macro_f1"])
-    figure, axes = _canvas(8, 0.5 * len(rows) + 1.3)
+    figure, axes = _canvas(8, 0.42 * len(rows) + 1.2)
     places = np.arange(len(ordered))
     for place, row in zip(places, ordered, strict=True):
         colour = ACCENT if row["candidate"] in accented else MUTED
@@ -73,9 +72,9 @@ def scores_figure(rows: Sequence[Mapping[str, Any]], accented: Sequence[str], so
         axes.plot(row["macro_f1"], place, "o", color=colour, ms=8)
         axes.text(row["high"] + 0.006, place, f"{row['macro_f1']:.3f}", va="center", fontsize=9, color=INK)
     axes.set_yticks(places, [row["candidate"] for row in ordered])
-    axes.invert_yaxis()
-    axes.set_xlim(right=max(row["high"] for row in ordered) + 0.04)
-    axes.set_xlabel("macro-F1, mean over seeds, 95 % interval over blocks of windows and seeds")
+    axes.set_xlim(min(row["low"] for row in ordered) - 0.02, max(row["high"] for row in ordered) + 0.04)
+    axes.set_ylim(len(ordered) - 0.5, -0.5)
+    axes.set_xlabel("macro-F1, mean over seeds, with its 95 % interval")
     axes.set_title(f"Held-out windows, {source} traffic", loc="left", fontsize=11, color=INK)
     axes.grid(axis="x", color="#e4e7eb", lw=0.8)
     axes.set_axisbelow(True)
