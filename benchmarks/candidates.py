@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.common import cache_folder, code_digest, digest
 from src.artifacts import new_artifact, open_artifact
@@ -56,23 +56,26 @@ class Network:
 
     def probabilities(self, windows: Windows) -> NDArray[np.float32]:
         """(N, C) calibrated probabilities of raw windows (N, T, F)."""
-        return np.concatenate([self.model.predict_attack_probability(part).numpy() for part in _parts(windows)])
+        return self.read(windows)["probabilities"]
 
-    def epistemic(self, windows: Windows) -> NDArray[np.float32] | None:
-        """(N,) mutual information of class and weights, nats; None of a network that draws nothing."""
-        if isinstance(self.model, RealDataLSTMPredictor):
-            return None
-        return np.concatenate([self.model.uncertainties(part)["epistemic"].numpy() for part in _parts(windows)])
+    def read(self, windows: Windows) -> dict[str, NDArray[np.float32]]:
+        """`probabilities` (N, C) and, of a network that draws from a posterior, `doubt` (N,): mutual information of class and weights, nats."""
+        found: dict[str, list[NDArray[np.float32]]] = {}
+        for first in range(0, len(windows), BATCH):
+            part = torch.from_numpy(np.ascontiguousarray(windows[first : first + BATCH]))
+            if isinstance(self.model, AdvancedLSTMTemporal):
+                told = self.model.uncertainties(part)
+                said = {"probabilities": told["probabilities"], "doubt": told["epistemic"]}
+            else:
+                said = {"probabilities": self.model.predict_attack_probability(part)}
+            for key, value in said.items():
+                found.setdefault(key, []).append(value.numpy())
+        return {key: np.concatenate(values) for key, values in found.items()}
 
     def size(self) -> int:
         """Trainable parameters."""
         counts = self.model.count_parameters()
         return counts if isinstance(counts, int) else counts["total"]
-
-
-def _parts(windows: Windows) -> Iterator[Tensor]:
-    for first in range(0, len(windows), BATCH):
-        yield torch.from_numpy(np.ascontiguousarray(windows[first : first + BATCH]))
 
 
 def base_lstm(config: Config, dataset: Dataset, seed: int) -> tuple[RealDataLSTMPredictor, float]:
@@ -151,9 +154,8 @@ def read_out(name: str, config: Config, dataset: Dataset, seed: int, windows: Ma
         found = {}
         for key, make in windows.items():
             held = make()
-            found[f"probabilities/{key}"] = model.probabilities(held)
-            if isinstance(model, Network) and (doubt := model.epistemic(held)) is not None:
-                found[f"doubt/{key}"] = doubt
+            said = model.read(held) if isinstance(model, Network) else {"probabilities": model.probabilities(held)}
+            found |= {f"{part}/{key}": value for part, value in said.items()}
         with new_artifact(folder, READOUT, meta) as target:
             np.savez(target / "readout.npz", **found)  # type: ignore[arg-type]
     parts = {part: {key.partition("/")[2]: value for key, value in found.items() if key.startswith(part)} for part in ("probabilities", "doubt")}

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.candidates import BASE, CANDIDATES, TEMPORAL, Readout, read_out
 from benchmarks.common import RESULTS, Gate, PartOptions, cache_folder
 from src.config import Config, load_config
-from src.data.audit import ceiling
-from src.data.ciciot2023 import row_hashes
+from src.data.audit import ceilings, shuffled_rows
 from src.data.dataset import Dataset, load_dataset
 from src.data.taxonomy import FAMILIES, family_index
 from src.data.windows import window_starts
@@ -35,6 +34,8 @@ COVERAGE = 0.8
 RESAMPLES = 2000
 CONTROL_SEED = 20_231
 SMALL = ("temporal.training.epochs=8", "data.max_rows_per_class=1200")
+STATISTICS = "LightGBM, window statistics"
+OPPONENTS = {"rows": "LightGBM, rows", "pooled": "LightGBM, rows summed over the window", "stats": STATISTICS}
 
 WHOLE = {
     "BenignTraffic": 1_098_195, "DDoS-ICMP_Flood": 7_200_504, "DDoS-UDP_Flood": 5_412_287, "DDoS-TCP_Flood": 4_497_667, "DDoS-PSHACK_Flood": 4_094_755,
@@ -61,13 +62,6 @@ def natural_counts(class_names: tuple[str, ...]) -> NDArray[np.float64]:
             total = sum(count for other, count in WHOLE.items() if family_index([other])[0] == families[index])
             counts[index] = total - counts[families == families[index]].sum()
     return counts
-
-
-def shuffled_rows(windows: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
-    """Windows (N, T, F) with the rows of each in an order of its own."""
-    count, length, _ = windows.shape
-    order = np.random.default_rng(seed).permuted(np.tile(np.arange(length), (count, 1)), axis=1)
-    return np.take_along_axis(windows, order[:, :, None], axis=1)
 
 
 def last_row(windows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -106,7 +100,7 @@ class Protocol:
         sets = {
             "calibrate": lambda: side_windows(self.dataset, "calibrate", self.length)[0],
             "test": test,
-            "rows shuffled": lambda: shuffled_rows(test(), CONTROL_SEED),
+            "rows shuffled": lambda: shuffled_rows(test(), np.random.default_rng(CONTROL_SEED)),
             "last row only": lambda: last_row(test()),
         }
         return [read_out(name, self.config, self.dataset, seed, sets) for seed in range(seeds)]
@@ -198,7 +192,7 @@ def judged(protocol: Protocol, readouts: dict[str, list[Readout]], folder: Path)
         "doubt": doubt_table(protocol, readouts),
         "F1 by class": class_table(protocol, readouts),
         "block length": block_table(protocol, readouts),
-        "windows": window_table(protocol),
+        "best possible": ceilings(protocol.dataset, protocol.length),
     }
     figures(protocol, readouts, tables["candidates"], folder)
     return gates(protocol, readouts), tables
@@ -311,23 +305,6 @@ def block_table(protocol: Protocol, readouts: dict[str, list[Readout]]) -> Rows:
         estimate = other.sample.difference(other.macro_f1(readouts[BASE]), other.macro_f1(readouts[STATISTICS]))
         rows.append({"windows a block": block, "blocks": len(other.sample.blocks.label), **_cells(estimate, f"{BASE} minus {STATISTICS}")})
     return rows
-
-
-def window_table(protocol: Protocol) -> Rows:
-    """The held-out windows, and what no detector could pass."""
-    rows, classes = protocol.dataset.splits["test"], len(protocol.family)
-    starts = window_starts(rows.segment, protocol.length)
-    hashes = row_hashes(rows.features)
-    windows = np.unique(hashes[starts[:, None] + np.arange(protocol.length)], axis=0, return_inverse=True)[1]
-    limits = {"rows": (hashes, rows.label, len(rows.label)), "windows": (windows, protocol.truth, len(starts))}
-    return [
-        {"what": what, "count": count, **{f"best possible {key}": value for key, value in ceiling(vectors, label, classes).items()}}
-        for what, (vectors, label, count) in limits.items()
-    ]
-
-
-STATISTICS = "LightGBM, window statistics"
-OPPONENTS = {"rows": "LightGBM, rows", "pooled": "LightGBM, rows summed over the window", "stats": STATISTICS}
 
 
 def gates(protocol: Protocol, readouts: dict[str, list[Readout]]) -> dict[str, Gate]:

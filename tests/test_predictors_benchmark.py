@@ -10,8 +10,9 @@ import benchmarks
 from benchmarks import predictors
 from benchmarks.candidates import BASE, CANDIDATES, TEMPORAL, Readout, read_out
 from benchmarks.common import Gate, PartOptions
-from benchmarks.part_protocol import OPPONENTS, WHOLE, Protocol, judged, last_row, natural_counts, shuffled_rows
+from benchmarks.part_protocol import OPPONENTS, WHOLE, Protocol, judged, last_row, natural_counts
 from src.config import Config, load_config
+from src.data.audit import shuffled_rows
 from src.data.dataset import Dataset
 from src.errors import UserError
 from src.training.peers import side_windows
@@ -140,7 +141,7 @@ def test_natural_counts_are_those_of_the_whole_data_set() -> None:
 
 def test_controls_change_the_order_or_the_past_and_nothing_else() -> None:
     windows = np.arange(600, dtype=np.float32).reshape(20, 10, 3)
-    mixed = shuffled_rows(windows, 0)
+    mixed = shuffled_rows(windows, np.random.default_rng(0))
     assert not np.array_equal(mixed, windows)
     np.testing.assert_array_equal(np.sort(mixed[:, :, 0], axis=1), windows[:, :, 0])
     np.testing.assert_array_equal(mixed[:, :, 1] - mixed[:, :, 0], 1)  # rows stay whole
