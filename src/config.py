@@ -543,6 +543,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 """Named sets of overrides, by dotted key."""
 
 
+BASE_SPACE: dict[str, tuple[Any, ...]] = {
+    "lstm.model.hidden_size": ("categorical", (64, 96, 128, 192, 256)),
+    "lstm.model.num_layers": ("int", 1, 3, False),
+    "lstm.model.dropout": ("float", 0.0, 0.5, False),
+    "lstm.model.bidirectional": ("categorical", (False, True)),
+}
+TRAINING_SPACE: dict[str, tuple[Any, ...]] = {
+    "batch_size": ("categorical", (128, 256, 512)),
+    "learning_rate": ("float", 3e-4, 1e-2, True),
+    "weight_decay": ("float", 1e-6, 1e-2, True),
+    "class_weights": ("categorical", ("none", "sqrt", "balanced")),
+    "loss": ("categorical", ("cross_entropy", "focal")),
+    "kl_weight": ("float", 0.03, 1.0, True),
+}
+"""What a search of hyperparameters varies of the base LSTM's shape, and of either network's training as far as it has the setting:
+("int" or "float", low, high, logarithmic) or ("categorical", choices). The temporal LSTM's shape: `src.models.temporal_lstm.SEARCH_SPACES`."""
+
+
 def leaves(model: type[BaseModel] = Config, prefix: str = "") -> dict[str, type[BaseModel]]:
     """Dotted name of every setting below `model`, each with the section class that holds it."""
     found: dict[str, type[BaseModel]] = {}
@@ -687,6 +705,18 @@ def load_config(
         if not equals:
             raise UserError(f"--set wants key=value, not '{item}'")
         _put(tree, key.strip(), _scalar(text, f"--set {key.strip()}"))
+    return _validated(tree, "settings")
+
+
+def changed(config: Config, settings: Mapping[str, Any]) -> Config:
+    """A configuration with some settings, by dotted name, put in place of its own.
+
+    Raises:
+        UserError: for an unknown name, or a value of the wrong type or range.
+    """
+    tree = config.model_dump()
+    for key, value in settings.items():
+        _put(tree, key, value)
     return _validated(tree, "settings")
 
 

@@ -25,6 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "src.evaluation": BASE | {"src.data", "src.predictor"},
     "envs": BASE | {"src.predictor", "src.data.bank"},
     "agents": BASE | {"envs", "src.evaluation", "src.predictor", "src.data.bank"},
+    # The command of a search: trains and tracks; nobody imports it.
+    "src.search": BASE | {"src.data", "src.training", "src.tracking"},
     # The body of the command line: joins all rooms, and only main.py (and benchmarks) may import it.
     "src.pipeline": BASE | {"src.data", "src.predictor", "src.models", "src.training", "src.evaluation", "src.tracking", "envs", "agents"},
     "main": BASE | {"src.pipeline"},

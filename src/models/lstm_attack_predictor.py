@@ -7,7 +7,7 @@ are buffers of the model: they are saved with it, cannot be forgotten at inferen
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,17 @@ class RealDataLSTMPredictor(nn.Module):
     def predict_attack_type(self, x: Tensor) -> Tensor:
         """Most probable class (B,) of raw windows (B, T, F)."""
         return self.predict_attack_probability(x).argmax(dim=-1)  # (B,)
+
+    def grow_classes(self, count: int) -> None:
+        """Append `count` classes. Logits of the others stay as they are; a new one starts at their mean, below any class that is likely."""
+        old = self.classifier[-1]
+        assert isinstance(old, nn.Linear)
+        new = nn.utils.skip_init(nn.Linear, old.in_features, old.out_features + count, device=old.weight.device, dtype=old.weight.dtype)
+        with torch.no_grad():
+            new.weight.copy_(torch.cat([old.weight, old.weight.mean(dim=0, keepdim=True).expand(count, -1)]))
+            new.bias.copy_(torch.cat([old.bias, old.bias.mean().expand(count)]))
+        self.classifier[-1] = new
+        self.config = replace(self.config, num_classes=new.out_features)
 
     def count_parameters(self) -> int:
         """Number of trainable parameters."""
