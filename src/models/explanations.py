@@ -120,7 +120,7 @@ class Explanation:
 
     def reasons(self, count: int = 3) -> list[str]:
         """The top features in words, e.g. `Rate high (98th percentile of benign)`."""
-        return [f"{self.feature_names[f]} {_place(self.percentile[f])}" for f in self.top(count)]
+        return [f"{self.feature_names[f]} {place_in_words(self.percentile[f])}" for f in self.top(count)]
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a feature, strongest attribution first: its mean, the benign median, its place among benign windows and its attribution."""
@@ -153,11 +153,10 @@ class Explanation:
         return sorted(found, key=lambda row: -row["above even"])[:count]
 
 
-def _place(percentile: float) -> str:
-    if percentile >= 100:
-        return "higher than all benign"
-    if percentile <= 0:
-        return "lower than all benign"
+def place_in_words(percentile: float) -> str:
+    """`high (98th percentile of benign)`; high from the 90th on, low up to the 10th."""
+    if not 0 < percentile < 100:
+        return "higher than all benign" if percentile > 0 else "lower than all benign"
     number = min(max(round(percentile), 1), 99)
     ending = "th" if 10 <= number <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     word = "high" if percentile >= 90 else "low" if percentile <= 10 else "usual"
@@ -171,7 +170,7 @@ def explain(
     feature_names: Sequence[str],
     class_names: Sequence[str],
     *,
-    steps: int = 32,
+    steps: int = 64,
 ) -> list[Explanation]:
     """Explain what the model calls each of N raw windows.
 
@@ -206,7 +205,7 @@ def predict(model: Explicable, windows: NDArray[np.float32]) -> NDArray[np.float
 
 
 def attribute(
-    model: Explicable, windows: NDArray[np.float32], baseline: NDArray[np.float32], target: NDArray[np.integer], steps: int = 32
+    model: Explicable, windows: NDArray[np.float32], baseline: NDArray[np.float32], target: NDArray[np.integer], steps: int = 64
 ) -> tuple[Values, Values]:
     """Integrated gradients (N, T, F) of the logit `target` (N,) of raw windows (N, T, F) from a raw baseline (T, F); and the logits' rise (N,)."""
 

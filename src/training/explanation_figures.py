@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from src.models.explanations import Curves, Explanation
+from src.models.explanations import Curves, Explanation, place_in_words
 
 INK, MUTED, FOR, AGAINST, USUAL = "#1f2933", "#8a94a0", "#c92a2a", "#1864ab", "#d0ebff"
 
@@ -28,7 +28,7 @@ def attention_figure(explanation: Explanation, features: int = 5, marked: int = 
     folded = layers * -(-heads // max(columns, 1))  # rows of maps: more than four heads of a layer go on in the next row
     chosen = explanation.top(features) or [int(np.abs(explanation.attributions.sum(axis=0)).argmax())]
     figure = _canvas(2.15 * columns + 5.2, max(2.3 * folded, 1.05 * len(chosen)) + 1.0)
-    figure.suptitle(_headline(explanation), fontsize=11, color=INK, x=0.01, ha="left")
+    figure.suptitle(_headline(explanation, figure.get_figwidth()), fontsize=11, color=INK, x=0.01, ha="left")
     if layers:
         left, right = figure.subfigures(1, 2, width_ratios=[2.15 * columns + 0.6, 4.6], squeeze=False)[0]
         _maps(left, explanation, columns, folded, marked)
@@ -84,9 +84,9 @@ def _series(axes: Any, explanation: Explanation, feature: int, last: bool) -> No
         axes.set_ylim(bottom - 0.15 * (top - bottom), top + 0.15 * (top - bottom))
     axes.set_yticks([bottom, top] if top > bottom else [bottom])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter(EngFormatter(places=None if top - bottom < 1 else 0, sep=""))
-    words = _share(explanation, feature)
-    axes.set_title(f"{explanation.feature_names[feature]}  ({words:.0%} of what speaks for it)", fontsize=9, loc="left", color=INK, pad=3)
+    axes.yaxis.set_major_formatter(_number)
+    part = 100 * _share(explanation, feature)
+    axes.set_title(f"{explanation.feature_names[feature]}  ({part:.0f} % of what speaks for it)", fontsize=9, loc="left", color=INK, pad=3)
     _quiet(axes)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     if last:
@@ -102,7 +102,7 @@ def attribution_figure(explanation: Explanation, features: int = 12) -> Figure:
     values = explanation.attributions[:, chosen].T  # (features, T)
     strongest = max(float(np.abs(values).max()), 1e-12)
     figure = _canvas(10, 0.3 * len(chosen) + 2.1)
-    figure.suptitle(_headline(explanation), fontsize=11, color=INK, x=0.01, ha="left")
+    figure.suptitle(_headline(explanation, figure.get_figwidth()), fontsize=11, color=INK, x=0.01, ha="left")
     heat, bars = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
     image = heat.imshow(values, aspect="auto", cmap="RdBu_r", vmin=-strongest, vmax=strongest)
     heat.set_yticks(range(len(chosen)), [explanation.feature_names[f] for f in chosen])
@@ -114,8 +114,8 @@ def attribution_figure(explanation: Explanation, features: int = 12) -> Figure:
     bars.axvline(0, color=INK, lw=0.8)
     room = 0.5 * np.ptp(np.append(total[chosen], 0.0))
     bars.set_xlim(min(0.0, float(total[chosen].min())) - 0.02 * room, max(0.0, float(total[chosen].max())) + room)
-    for place, feature in enumerate(chosen):
-        bars.text(max(total[feature], 0.0), place, f"  {_percentile(explanation, int(feature))}", va="center", fontsize=7, color=MUTED)
+    for row, feature in enumerate(chosen):
+        bars.text(max(total[feature], 0.0), row, "  " + place_in_words(float(explanation.percentile[feature])), va="center", fontsize=7, color=MUTED)
     bars.set_xlabel(f"sum over steps (all {len(total)} features: {total.sum():+.1f})", fontsize=9)
     bars.tick_params(labelleft=False)
     _quiet(bars, 8)
@@ -165,20 +165,21 @@ def tracking_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
-def _headline(explanation: Explanation) -> str:
-    """What was predicted, how surely, and why."""
-    why = "; ".join(explanation.reasons()) or "no feature speaks for it"
-    return "\n".join([f"Predicted {explanation.predicted}, {explanation.confidence:.0%} sure", *textwrap.wrap(f"because {why}", 96)])
+def _headline(explanation: Explanation, inches: float) -> str:
+    """What was predicted, how surely, and why, in lines that fit a figure of that width."""
+    lines = [f"Predicted {explanation.predicted}, {100 * explanation.confidence:.0f} % sure"]
+    why = "because " + (", ".join(explanation.reasons()) or "of no one feature")
+    return "\n".join([*lines, *textwrap.wrap(why, int(12 * inches))])
+
+
+def _number(value: float, _: object = None) -> str:
+    """Three digits: `0.05`, `12.3`, `4.5k`, `1.2M`."""
+    return f"{value:.3g}" if abs(value) < 1000 else EngFormatter(places=1, sep="")(value)
 
 
 def _share(explanation: Explanation, feature: int) -> float:
     total = explanation.attributions.sum(axis=0)
     return float(total[feature] / max(total[total > 0].sum(), 1e-12))
-
-
-def _percentile(explanation: Explanation, feature: int) -> str:
-    value = float(explanation.percentile[feature])
-    return "above all benign" if value >= 100 else "below all benign" if value <= 0 else f"at {value:.0f} % of benign"
 
 
 def _canvas(width: float, height: float) -> Figure:
