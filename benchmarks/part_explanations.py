@@ -42,7 +42,7 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
     reference = BenignReference.fit(np.concatenate([spread(dataset, "fit", length, int(label), 1000) for label in benign]))
     chosen = [spread(dataset, "test", length, label, per_class) for label in range(len(dataset.class_names))]
     windows, truth = np.concatenate(chosen), np.repeat(np.arange(len(chosen)), [len(part) for part in chosen])
-    areas, reasons, attention, differences = [], [], [], {}
+    areas, reasons, attention, differences = [], [], [], []
     for name in NETWORKS:
         trained = train_network(name, dataset, length, epochs=epochs, stride=10 if options.quick else 5, seed=SEED)
         found = explain(trained.model, windows, reference, dataset.feature_names, dataset.class_names, steps=32 if options.quick else 64)
@@ -50,16 +50,21 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
         moved = np.array([one.probabilities.argmax() != usual for one in found])
         attributions = np.stack([one.attributions for one in found])
         drawn = curves(trained.model, windows[moved], attributions[moved], reference.baseline, np.random.default_rng(SEED))
-        row, differences[name] = _areas(name, drawn, [one for one, kept in zip(found, moved, strict=True) if kept])
+        row, difference = _areas(name, drawn, [one for one, kept in zip(found, moved, strict=True) if kept])
         areas.append(row)
+        differences.append(difference)
         reasons += _reasons(name, found, truth)
         attention += _attention(name, trained, found)
         _draw(name, options, drawn, trained, found, truth)
-    gates = {}
-    for key, op in (("deletion", "<"), ("insertion", ">")):
-        worst = (max if op == "<" else min)((differences[name][key] for name in NETWORKS), key=lambda one: one.high if op == "<" else -one.low)
-        what = f"area under the {key} curve by attribution less random order, the worse of {len(NETWORKS)} networks"
-        gates[f"D8.{key}"] = Gate(what, worst.value, 0.0, op, worst.low, worst.high, by_interval=True)
+    worse = f"by attribution less random order, the worse of {len(NETWORKS)} networks"
+    falls, rises = (
+        max((one["deletion"] for one in differences), key=lambda one: one.high),
+        min((one["insertion"] for one in differences), key=lambda one: one.low),
+    )
+    gates = {
+        "D8.deletion": Gate(f"area under the deletion curve {worse}", falls.value, 0.0, "<", falls.low, falls.high, by_interval=True),
+        "D8.insertion": Gate(f"area under the insertion curve {worse}", rises.value, 0.0, ">", rises.low, rises.high, by_interval=True),
+    }
     tables = {"deletion and insertion": areas, "reasons by class": reasons, "strongest attention": attention}
     return gates, tables
 
