@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from src.models.explanations import Curves, Explanation, place_in_words
@@ -18,16 +18,16 @@ INK, MUTED, FOR, AGAINST, USUAL = "#1f2933", "#8a94a0", "#c92a2a", "#1864ab", "#
 
 
 def attention_figure(explanation: Explanation, features: int = 5, marked: int = 3) -> Figure:
-    """Attention maps, a row a layer and a column a head, with the strongest weights framed; beside them the top features over the same steps.
+    """Attention maps, a row a layer and a column a head, with the strongest weights ringed; beside them the top features over the same steps.
 
     A light band behind a feature is where 90 % of benign rows lie. A model without attention shows the features alone.
     """
     layers = len(explanation.attention)
     heads = max((len(weights) for weights in explanation.attention), default=0)
-    columns = min(heads, 4)
-    folded = layers * -(-heads // max(columns, 1))  # rows of maps: more than four heads of a layer go on in the next row
+    columns = min(heads, 2 if layers * heads <= 4 else 4)
+    folded = layers * -(-heads // max(columns, 1))  # rows of maps: the heads of a layer go on in the next row
     chosen = explanation.top(features) or [int(np.abs(explanation.attributions.sum(axis=0)).argmax())]
-    figure = _canvas(2.15 * columns + 5.2, max(2.3 * folded, 1.05 * len(chosen)) + 1.0)
+    figure = _canvas(max(2.15 * columns + 5.2, 7.0), max(2.3 * folded, 1.05 * len(chosen)) + 1.0)
     figure.suptitle(_headline(explanation, figure.get_figwidth()), fontsize=11, color=INK, x=0.01, ha="left")
     if layers:
         left, right = figure.subfigures(1, 2, width_ratios=[2.15 * columns + 0.6, 4.6], squeeze=False)[0]
@@ -43,17 +43,17 @@ def _maps(figure: Any, explanation: Explanation, columns: int, folded: int, mark
     grid = figure.subplots(folded, columns, squeeze=False)
     places = [(layer, head) for layer, weights in enumerate(explanation.attention) for head in range(-(-len(weights) // columns) * columns)]
     top = explanation.top_attention(marked)
-    brightest = max(float(weights.max()) for weights in explanation.attention)
+    shades = PowerNorm(0.5, vmin=0, vmax=max(float(weights.max()) for weights in explanation.attention))  # weak patterns are to be seen, too
     image = None
     for place, (axes, (layer, head)) in enumerate(zip(grid.flat, places, strict=True)):
         if head >= len(explanation.attention[layer]):
             axes.set_axis_off()
             continue
-        image = axes.imshow(explanation.attention[layer][head], cmap="Greys", vmin=0, vmax=brightest, origin="upper")
+        image = axes.imshow(explanation.attention[layer][head], cmap="Greys", norm=shades)
         axes.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=9, color=INK, pad=3)
         for row in top:
             if (row["layer"], row["head"]) == (layer, head):
-                axes.add_patch(Rectangle((row["key"] - 0.5, row["query"] - 0.5), 1, 1, fill=False, edgecolor=FOR, lw=1.4))
+                axes.plot(row["key"], row["query"], "o", ms=9, mfc="none", mec=FOR, mew=1.6, clip_on=False)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(4, integer=True))
         axes.tick_params(labelsize=7, length=2, colors=INK)
@@ -61,7 +61,7 @@ def _maps(figure: Any, explanation: Explanation, columns: int, folded: int, mark
         axes.set_ylabel("looking step" if place % columns == 0 else "", fontsize=8)
     if image is not None:
         bar = figure.colorbar(image, ax=grid, location="bottom", shrink=0.6, aspect=40, pad=0.02)
-        bar.set_label("attention weight (framed: farthest above an even spread)", fontsize=8)
+        bar.set_label("attention weight (ringed: farthest above an even spread)", fontsize=8)
         bar.ax.tick_params(labelsize=7, length=2)
 
 
@@ -100,7 +100,7 @@ def attribution_figure(explanation: Explanation, features: int = 12) -> Figure:
     total = explanation.attributions.sum(axis=0)
     chosen = np.argsort(-np.abs(total), kind="stable")[:features]
     values = explanation.attributions[:, chosen].T  # (features, T)
-    strongest = max(float(np.abs(values).max()), 1e-12)
+    strongest = max(float(np.quantile(np.abs(values), 0.98)), 1e-12)  # one cell may not wash out all others
     figure = _canvas(10, 0.3 * len(chosen) + 2.1)
     figure.suptitle(_headline(explanation, figure.get_figwidth()), fontsize=11, color=INK, x=0.01, ha="left")
     heat, bars = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
@@ -109,10 +109,10 @@ def attribution_figure(explanation: Explanation, features: int = 12) -> Figure:
     heat.set_xlabel("step (newest on the right)", fontsize=9)
     heat.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     heat.tick_params(labelsize=9, length=2, colors=INK)
-    figure.colorbar(image, ax=heat, shrink=0.85, aspect=25, pad=0.02).ax.tick_params(labelsize=7, length=2)
+    figure.colorbar(image, ax=heat, shrink=0.85, aspect=25, pad=0.02, extend="both").ax.tick_params(labelsize=7, length=2)
     bars.barh(range(len(chosen)), total[chosen], color=[FOR if value > 0 else AGAINST for value in total[chosen]], height=0.65)
     bars.axvline(0, color=INK, lw=0.8)
-    room = 0.5 * np.ptp(np.append(total[chosen], 0.0))
+    room = 0.75 * np.ptp(np.append(total[chosen], 0.0))
     bars.set_xlim(min(0.0, float(total[chosen].min())) - 0.02 * room, max(0.0, float(total[chosen].max())) + room)
     for row, feature in enumerate(chosen):
         bars.text(max(total[feature], 0.0), row, "  " + place_in_words(float(explanation.percentile[feature])), va="center", fontsize=7, color=MUTED)
@@ -168,7 +168,8 @@ def tracking_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
 def _headline(explanation: Explanation, inches: float) -> str:
     """What was predicted, how surely, and why, in lines that fit a figure of that width."""
     lines = [f"Predicted {explanation.predicted}, {100 * explanation.confidence:.0f} % sure"]
-    why = "because " + (", ".join(explanation.reasons()) or "of no one feature")
+    told, unit, rest = ("because " + (", ".join(explanation.reasons()) or "of no one feature")).partition(" percentile of benign")
+    why = told + unit + rest.replace(unit, "") if unit else told  # the unit once is enough
     return "\n".join([*lines, *textwrap.wrap(why, int(12 * inches))])
 
 
