@@ -15,7 +15,7 @@ from src.data.ciciot2023 import RATES, Capture, excluded_set, read_ciciot2023, r
 from src.data.nbaiot import FEATURES_115, read_nbaiot
 from src.data.splits import SIDES, block_side, copies, segments
 from src.data.synthetic import Profile
-from src.data.taxonomy import in_order
+from src.data.taxonomy import FAMILIES, family_index, in_order
 from src.data.windows import window_starts
 from src.errors import UserError
 
@@ -201,6 +201,37 @@ def _require_windows(rows: Rows, side: str, classes: tuple[str, ...], window: in
             f"class '{name}' has no window of {window} rows on side '{side}' ({int((rows.label == classes.index(name)).sum())} rows there); "
             f"give more rows of it, lower data.window and data.gap, or add '{name}' to data.exclude_labels"
         )
+
+
+def without_family(dataset: Dataset, family: str) -> tuple[Dataset, dict[str, Rows]]:
+    """The data set with one attack family taken out, for studies of attacks that no sensor has seen.
+
+    Returns:
+        The data set without the family's classes on any side, labels renumbered; and by side the rows that were taken out, labelled
+        as in the given data set.
+
+    Raises:
+        UserError: for a family that is benign, unknown or not in the data set.
+    """
+    found = family_index(dataset.class_names)  # (C,)
+    present = [name for index, name in enumerate(FAMILIES) if index > 0 and (found == index).any()]
+    if family not in present:
+        raise UserError(f"family '{family}' cannot be left out; attack families in these data: {', '.join(present)}")
+    held = found == FAMILIES.index(family)  # (C,)
+    kept = tuple(name for name, out in zip(dataset.class_names, held, strict=True) if not out)
+    place = np.cumsum(~held) - 1  # (C,) new index of each class that stays
+    known, taken = {}, {}
+    for side, rows in dataset.splits.items():
+        out = held[rows.label]
+        known[side] = dataclasses.replace(chosen := _chosen(rows, ~out), label=place[chosen.label].astype(np.int16))
+        taken[side] = _chosen(rows, out)
+    assembled = tuple(name for name in dataset.assembled if name in kept)
+    digest = content_hash(known, dataset.feature_names, kept)
+    return dataclasses.replace(dataset, class_names=kept, splits=known, assembled=assembled, data_hash=digest), taken
+
+
+def _chosen(rows: Rows, chosen: NDArray[np.bool_]) -> Rows:
+    return Rows(**{field.name: getattr(rows, field.name)[chosen] for field in dataclasses.fields(Rows)})
 
 
 def content_hash(splits: dict[str, Rows], names: tuple[str, ...], classes: tuple[str, ...]) -> str:

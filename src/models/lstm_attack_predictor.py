@@ -100,14 +100,18 @@ class RealDataLSTMPredictor(nn.Module):
         )
         self.register_buffer("temperature", torch.ones(()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, C) of raw windows (B, T, F), before temperature and softmax."""
+    def embed(self, x: Tensor) -> Tensor:
+        """What the output layer reads (B, E) of raw windows (B, T, F): the classifier's hidden layer."""
         states, _ = self.lstm(self.scaler(x))  # (B, T, H), or (B, T, 2H) with forward states first
         hidden = self.config.hidden_size
         last = states[:, -1, :hidden]  # (B, H)
         if self.config.bidirectional:
             last = torch.cat([last, states[:, 0, hidden:]], dim=1)  # (B, 2H)
-        return self.classifier(self.dropout_layer(last))  # (B, C)
+        return self.classifier[:2](self.dropout_layer(last))  # (B, E)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of raw windows (B, T, F), before temperature and softmax."""
+        return self.classifier[2:](self.embed(x))  # (B, C)
 
     def predict_attack_probability(self, x: Tensor) -> Tensor:
         """Calibrated probabilities (B, C) of raw windows (B, T, F); deterministic, whatever mode the model is in."""
