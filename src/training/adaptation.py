@@ -70,7 +70,7 @@ class AdaptationSettings:
     blended: float = 0.2
     """Weight of windows from home into which frames of the site are blended."""
     site: float = 0.3
-    """Weight of the site's windows, among ordinary ones only."""
+    """Weight of the site's windows, among ordinary ones only; 0 shows them to a discriminator and the threshold alone."""
     least: float = 0.3
     """Smallest share of frames from home in a blended window; the share is uniform between this and 1."""
     shuffled: float = 0.5
@@ -266,12 +266,13 @@ def adapt(
     model.scaler.inverse[[AT[name] for name in unread]] = 0.0
 
     home, label = _windows(dataset, "calibrate", length, training.stride)
-    windows = torch.from_numpy(np.concatenate([home, held]))
-    labels = torch.from_numpy(np.concatenate([label, np.full(len(held), benign[0])]))
-    checks = WindowBatches(windows.flatten(0, 1), torch.arange(len(windows)) * length, labels, length, _BATCH)
-    temporal = isinstance(model, AdvancedLSTMTemporal)
-    batches = SiteBatches(dataset, learned, settings, training.batch_size, domains=temporal and model.discriminator is not None)
-    _trainer(model, training, len(batches) * training.batch_size, seed, device).train(batches, checks)
+    seen = held if settings.site > 0 else held[:0]
+    windows = torch.from_numpy(np.concatenate([home, seen]))
+    labels = torch.from_numpy(np.concatenate([label, np.full(len(seen), benign[0])]))
+    checks = _side_by_side(windows, labels)
+    domains = isinstance(model, AdvancedLSTMTemporal) and model.discriminator is not None
+    batches = SiteBatches(dataset, learned, settings, training.batch_size, domains)
+    _trainer(model, training, batches, learned if domains and settings.site == 0 else None, seed, device).train(batches, checks)
     model.to("cpu").eval()
     with torch.inference_mode():
         model.temperature.fill_(fit_temperature(torch.cat([_logits(model, part) for part in windows.split(_BATCH)]), labels))
@@ -290,11 +291,22 @@ def _windows(dataset: Dataset, side: str, length: int, stride: int, label: int |
     return gather(rows.features, starts, length), rows.label[starts].astype(np.int64)
 
 
-def _trainer(model: Detector, training: TemporalTrainingConfig, windows: int, seed: int, device: str) -> Trainer[Any]:
+def _side_by_side(windows: Tensor, labels: Tensor, domains: Tensor | None = None) -> WindowBatches:
+    """Batches of windows (W, T, F) with labels (W,)."""
+    count, length, _ = windows.shape
+    return WindowBatches(windows.flatten(0, 1), torch.arange(count) * length, labels, length, _BATCH, domains=domains)
+
+
+def _trainer(model: Detector, training: TemporalTrainingConfig, batches: SiteBatches, unlabelled: Rows | None, seed: int, device: str) -> Trainer[Any]:
+    """A trainer for batches in which classes come equally often, or as often as they should; `unlabelled` windows of the site are for a discriminator."""
     if isinstance(model, RealDataLSTMPredictor):
         return RealDataTrainer(model, LSTMTrainingConfig(**training.model_dump(include=set(LSTMTrainingConfig.model_fields))), seed=seed, device=device)
-    classes = model.config.num_classes
-    return TemporalTrainer(model, training, class_counts=np.full(classes, windows // classes), seed=seed, device=device)
+    target = None
+    if unlabelled is not None:
+        none, site = torch.zeros(len(unlabelled), dtype=torch.int64), torch.full((len(unlabelled),), SITE)
+        target = _side_by_side(torch.from_numpy(unlabelled), none, site)
+    counts = np.full(model.config.num_classes, len(batches) * batches.batch_size // model.config.num_classes)
+    return TemporalTrainer(model, training.model_copy(update={"class_weights": "none"}), class_counts=counts, seed=seed, device=device, target=target)
 
 
 def _logits(model: Detector, windows: Tensor) -> Tensor:
