@@ -165,7 +165,7 @@ def halve(x: Tensor) -> Tensor:
 
 def double(x: Tensor, length: int) -> Tensor:
     """(B, length, H) each row of (B, ceil(length / 2), H) twice."""
-    return x.repeat_interleave(2, dim=1)[:, :length]
+    return x[:, :, None].expand(-1, -1, 2, -1).flatten(1, 2)[:, :length]
 
 
 class MemoryBank(nn.Module):
