@@ -30,7 +30,8 @@ from torch.nn import functional
 
 from benchmarks.common import Gate, launch, parser, write_result
 from src.evaluation.statistics import interval
-from src.models.lstm_attack_predictor import LSTMConfig, build_model, seeded
+from src.models.loop import seeded
+from src.models.lstm_attack_predictor import LSTMConfig, build_model
 from src.models.predictor_interface import BenignSubspace
 from src.models.temporal_lstm import AdvancedLSTMTemporal, ModelConfig, create_model, get_config
 

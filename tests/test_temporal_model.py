@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.lstm_attack_predictor import seeded
+from src.models.loop import seeded
 from src.models.temporal_lstm import PRESETS, AdvancedLSTMTemporal, ModelConfig, create_model, domain_schedule, fit_draws_temperature
 from src.models.temporal_lstm.blocks import MemoryBank, TemporalAttention
 

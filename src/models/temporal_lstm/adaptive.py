@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from src.errors import UserError
-from src.models.lstm_attack_predictor import seeded
+from src.models.loop import seeded
 from src.models.temporal_lstm.blocks import Level, MemoryBank, RowsLinear, TemporalAttention
 from src.models.temporal_lstm.model import AdvancedLSTMTemporal
 

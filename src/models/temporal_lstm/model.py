@@ -13,7 +13,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from src.errors import UserError
-from src.models.lstm_attack_predictor import Scaler, seeded
+from src.models.loop import seeded
+from src.models.lstm_attack_predictor import Scaler
 from src.models.temporal_lstm.blocks import BayesianLinear, Hierarchy, MemoryBank, PeriodicGate, TemporalAttention, precise, reverse_gradient
 from src.models.temporal_lstm.config import ModelConfig, create_custom_config, get_config, validate_config
 
