@@ -1,7 +1,6 @@
 """The temporal LSTM: each part does something, windows of a batch do not touch each other, and evaluation is deterministic."""
 
 import itertools
-from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from src.errors import UserError
-from src.models.lstm_attack_predictor import seeded
-from src.models.temporal_lstm import PRESETS, AdvancedLSTMTemporal, ModelConfig, create_model, domain_schedule
+from src.models.loop import seeded
+from src.models.temporal_lstm import PRESETS, AdvancedLSTMTemporal, ModelConfig, create_model, domain_schedule, fit_draws_temperature
 from src.models.temporal_lstm.blocks import MemoryBank, TemporalAttention
 
 F, C, T = 7, 4, 10
@@ -298,6 +297,19 @@ def test_temperature_is_applied_to_each_draw() -> None:
     assert (found["aleatoric"] > model(x)["aleatoric"]).all()
 
 
+def test_the_fitted_temperature_makes_the_labels_likeliest() -> None:
+    model, x = build().eval(), windows(400)
+    y = torch.multinomial(torch.softmax(model.sample_logits(x) / 0.5, -1).mean(0), 1, generator=torch.Generator().manual_seed(0))[:, 0]
+
+    def loss(temperature: float) -> float:
+        model.temperature.fill_(temperature)
+        return float(nn.functional.nll_loss(model.predict_attack_probability(x).log(), y))
+
+    found = fit_draws_temperature(model.sample_logits(x), y)
+    assert loss(found) < min(loss(found * 0.95), loss(found * 1.05))
+    assert 0.3 < found < 0.8  # the labels were drawn at 0.5
+
+
 def test_kl_is_the_divergence_of_gaussians_and_pulls_to_the_prior() -> None:
     model = build()
     layer = model.output
@@ -307,6 +319,27 @@ def test_kl_is_the_divergence_of_gaussians_and_pulls_to_the_prior() -> None:
     bias = torch.distributions.Normal(layer.bias_mean, nn.functional.softplus(layer.bias_spread))
     expected = expected + torch.distributions.kl_divergence(bias, torch.distributions.Normal(0.0, layer.prior)).sum()
     torch.testing.assert_close(layer.divergence(), expected)
+
+
+# learning
+
+
+def test_it_learns_classes_that_differ_by_the_order_of_rows_alone() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand(256, T, F, generator=draw).sort(dim=1).values
+    y = torch.arange(256) % 2
+    x[y == 1] = x[y == 1].flip(1)
+    model = build(num_classes=2, num_domains=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    with seeded(0, 1):
+        for step in range(40):
+            chosen = torch.arange(32) + 32 * (step % 6)
+            found = model(x[chosen])
+            loss = nn.functional.cross_entropy(found["logits"], y[chosen]) + found["kl"] / 1e5
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert (model.predict_attack_probability(x[192:]).argmax(-1) == y[192:]).float().mean() > 0.95
 
 
 # domains
@@ -383,11 +416,19 @@ def test_gradient_checkpointing_saves_activations_and_gives_equal_gradients() ->
 # presets
 
 
-def test_presets_build_different_models() -> None:
+def test_presets_build_models_of_different_shapes() -> None:
     models = {name: create_model(name, input_size=F, num_classes=C, sequence_length=T) for name in PRESETS}
-    behaviour = {name: (model.count_parameters(), asdict(replace(model.config))) for name, model in models.items()}
-    for (a, first), (b, second) in itertools.combinations(behaviour.items(), 2):
+    shapes = {name: [(key, tuple(value.shape)) for key, value in model.state_dict().items()] for name, model in models.items()}
+    for (a, first), (b, second) in itertools.combinations(shapes.items(), 2):
         assert first != second, (a, b)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_parameter_of_every_preset_gets_a_gradient(name: str) -> None:
+    with seeded(0, 0):
+        model = create_model(name, input_size=F, num_classes=C, num_domains=3, sequence_length=T)
+        full_loss(model, windows(), labels()).backward()
+    assert [key for key, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()] == []
 
 
 def test_parameters_are_counted_by_block() -> None:

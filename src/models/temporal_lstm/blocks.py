@@ -23,6 +23,20 @@ def precise(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+class RowsLinear(nn.Linear):
+    """A linear layer over the rows of windows (B, T, in), on a CPU computed as a convolution of size 1 in channels-last layout.
+
+    The same sums through oneDNN instead of torch's BLAS: twice as fast where that is MKL on a processor of another maker, and no slower elsewhere.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, T, out)."""
+        if input.device.type != "cpu":
+            return super().forward(input)
+        image = input[:, None].permute(0, 3, 1, 2)  # (B, in, 1, T), in the memory order of (B, T, in)
+        return functional.conv2d(image, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)[:, 0]
+
+
 class PeriodicGate(nn.Module):
     """Lets each unit of the projected input through by content and by time: a sinusoidal code of learned periods drives gate and value.
 
@@ -33,7 +47,7 @@ class PeriodicGate(nn.Module):
     def __init__(self, features: int, hidden: int, periods: int, length: int) -> None:
         super().__init__()
         self.log_period = nn.Parameter(log_periods(periods, length))
-        self.content = nn.Linear(features, 2 * hidden)
+        self.content = RowsLinear(features, 2 * hidden)
         self.time = nn.Linear(2 * periods, 2 * hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,8 +69,8 @@ class TemporalAttention(nn.Module):
         super().__init__()
         self.heads, self.head_size, inner = heads, head_size, heads * head_size
         self.norm = nn.LayerNorm(hidden)
-        self.project = nn.Linear(hidden, 3 * inner, bias=False)
-        self.out = nn.Linear(inner, hidden)
+        self.project = RowsLinear(hidden, 3 * inner, bias=False)
+        self.out = RowsLinear(inner, hidden)
         self.dropout = nn.Dropout(dropout)
         self.log_temperature = nn.Parameter(torch.zeros(heads))
         # Slopes from 1/2 down to 1/64 a row: some heads look near, some far.
@@ -86,7 +100,7 @@ class TemporalAttention(nn.Module):
             weights = torch.softmax(precise(scores), dim=-1)
             mixed = weights.to(value.dtype) @ value  # (B, h, T, D)
         else:
-            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias[None].to(query.dtype))
         joined = mixed.transpose(1, 2).reshape(batch, length, self.heads * self.head_size)
         return x + self.dropout(self.out(joined)), weights
 
@@ -97,7 +111,7 @@ class Level(nn.Module):
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
         self.lstm = nn.LSTM(inputs, hidden, batch_first=True, bidirectional=True)
-        self.project = nn.Linear(2 * hidden, hidden)
+        self.project = RowsLinear(2 * hidden, hidden)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, t, 2H), which the level above reads, and their projection (B, t, H), which is aggregated."""
@@ -117,8 +131,8 @@ class Hierarchy(nn.Module):
     def __init__(self, hidden: int, levels: int) -> None:
         super().__init__()
         self.levels = nn.ModuleList(Level(hidden if level == 0 else 2 * hidden, hidden) for level in range(levels))
-        self.up = nn.ModuleList(nn.Linear(2 * hidden, 2 * hidden) for _ in range(levels - 1))
-        self.down = nn.ModuleList(nn.Linear(2 * hidden, hidden) for _ in range(levels - 1))
+        self.up = nn.ModuleList(RowsLinear(2 * hidden, 2 * hidden) for _ in range(levels - 1))
+        self.down = nn.ModuleList(RowsLinear(2 * hidden, hidden) for _ in range(levels - 1))
         self.weight = nn.Parameter(torch.full((levels,), 1.0))
         self.register_buffer("level_scale", torch.ones(levels))  # set by the architecture controller
 
@@ -151,7 +165,7 @@ def halve(x: Tensor) -> Tensor:
 
 def double(x: Tensor, length: int) -> Tensor:
     """(B, length, H) each row of (B, ceil(length / 2), H) twice."""
-    return x.repeat_interleave(2, dim=1)[:, :length]
+    return x[:, :, None].expand(-1, -1, 2, -1).flatten(1, 2)[:, :length]
 
 
 class MemoryBank(nn.Module):

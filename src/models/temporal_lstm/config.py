@@ -43,7 +43,7 @@ class ModelConfig:
     memory_rate: float = 0.02
     """How far a training step moves a slot that one whole sample is written to."""
     readout: Literal["summary", "attention"] = "summary"
-    """What the classifier sees: last, mean and largest state beside the attended one, or the attended one alone (then the maps explain all of it)."""
+    """What the classifier sees: last, mean and largest state beside a weighted mean over rows, or that mean alone."""
     mc_samples: int = 10
     """Draws from the output layer's posterior that make up a prediction."""
     prior_deviation: float = 0.3

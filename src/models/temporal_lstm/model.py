@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from src.errors import UserError
+from src.models.loop import seeded
 from src.models.lstm_attack_predictor import Scaler
 from src.models.temporal_lstm.blocks import BayesianLinear, Hierarchy, MemoryBank, PeriodicGate, TemporalAttention, precise, reverse_gradient
 from src.models.temporal_lstm.config import ModelConfig, create_custom_config, get_config, validate_config
@@ -130,6 +133,24 @@ class AdvancedLSTMTemporal(nn.Module):
         epistemic, aleatoric = _entropies(draws)
         return {"probabilities": _mean_log_probability(draws).exp(), "epistemic": epistemic, "aleatoric": aleatoric}
 
+    def adopt(self, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
+        """Take over shape and weights of a model whose architecture has changed since; the object stays the same, its parameters do not.
+
+        Raises:
+            UserError: when the weights do not fit the configuration.
+        """
+        with seeded(0, 0):
+            other = AdvancedLSTMTemporal(config)
+        try:
+            other.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(f"temporal model: weights do not fit {config}: {' '.join(str(error).split())}") from error
+        other.to(self.temperature.device)
+        for name, block in other.named_children():
+            setattr(self, name, block)
+        self.config, self.temperature, self.discriminator = config, other.temperature, other.discriminator
+        self.train(self.training)
+
     def count_parameters(self) -> dict[str, int]:
         """Trainable parameters by block, and their `total`."""
         counts = {
@@ -142,7 +163,17 @@ class AdvancedLSTMTemporal(nn.Module):
 
 def _mean_log_probability(draws: Tensor) -> Tensor:
     """(B, C) logarithm of the mean probability of logits (S, B, C)."""
-    return torch.logsumexp(functional.log_softmax(draws, dim=-1), dim=0) - torch.log(draws.new_tensor(float(len(draws))))
+    return torch.logsumexp(functional.log_softmax(draws, dim=-1), dim=0) - math.log(len(draws))
+
+
+def fit_draws_temperature(draws: Tensor, labels: Tensor) -> float:
+    """The divisor of logits (S, N, C), as of `sample_logits`, that makes the mean probabilities of labels (N,) likeliest (Guo et al. 2017)."""
+    exact = draws.double()
+
+    def loss(log_temperature: float) -> float:
+        return float(functional.nll_loss(_mean_log_probability(exact / math.exp(log_temperature)), labels))
+
+    return math.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x)  # type: ignore[union-attr]
 
 
 def _entropies(draws: Tensor) -> tuple[Tensor, Tensor]:
