@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from src.evaluation.detection import Blocks, Bootstrap, Values, auroc
 from torch import Tensor, nn
 
 from benchmarks.common import Gate, PartOptions
@@ -22,6 +21,7 @@ from benchmarks.networks import NETWORKS, Network, logits_of, train_network, win
 from src.config import DataConfig
 from src.data.dataset import Dataset, Rows, load_dataset, without_family
 from src.data.taxonomy import FAMILIES, family_index
+from src.evaluation.detection import Blocks, Bootstrap, Values, auroc
 from src.evaluation.statistics import Estimate, interval
 from src.models.loop import seeded
 from src.models.lstm_attack_predictor import RealDataLSTMPredictor

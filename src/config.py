@@ -159,6 +159,16 @@ class TemporalTrainingConfig(LSTMTrainingConfig):
     """Weight of the posterior's divergence from the prior (1: the evidence lower bound; less: a tempered one)."""
     domain_weight: float = Field(default=0.1, ge=0)
     """Weight of the discriminator's loss, where devices or sites are told apart."""
+    noise: float = Field(default=0.0, ge=0)
+    """Augmentation: deviation of noise on each value of a training window, as a share of the feature's own (of its signed logarithm)."""
+    scale: float = Field(default=0.0, ge=0)
+    """Augmentation: deviation of the logarithm of a factor that a window's values of one feature share."""
+    jitter: int = Field(default=0, ge=0, le=1000)
+    """Augmentation: most rows by which a training window is moved in time; rows that move out are lost."""
+    missing: float = Field(default=0.0, ge=0, lt=1)
+    """Augmentation: share of values that are lost, and filled by the last one seen."""
+    adaptive: bool = False
+    """Let levels be weighted, and levels, heads and memory slots be added or removed while training, by validation signals."""
 
 
 class TemporalConfig(Section):

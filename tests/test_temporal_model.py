@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.loop import seeded
-from src.models.temporal_lstm import PRESETS, AdvancedLSTMTemporal, ModelConfig, create_model, domain_schedule, fit_draws_temperature
+from src.models.predictor_interface import fit_temperature
+from src.models.temporal_lstm import PRESETS, AdvancedLSTMTemporal, ModelConfig, create_model, domain_schedule
 from src.models.temporal_lstm.blocks import MemoryBank, TemporalAttention
 
 F, C, T = 7, 4, 10
@@ -305,7 +306,7 @@ def test_the_fitted_temperature_makes_the_labels_likeliest() -> None:
         model.temperature.fill_(temperature)
         return float(nn.functional.nll_loss(model.predict_attack_probability(x).log(), y))
 
-    found = fit_draws_temperature(model.sample_logits(x), y)
+    found = fit_temperature(model.sample_logits(x), y)
     assert loss(found) < min(loss(found * 0.95), loss(found * 1.05))
     assert 0.3 < found < 0.8  # the labels were drawn at 0.5
 

@@ -1,5 +1,7 @@
 """What the temporal LSTM's trainer adds to the loop: divergence, domains, another site's windows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,8 @@ from torch.nn import functional
 from src.config import TemporalTrainingConfig
 from src.errors import UserError
 from src.models.loop import WindowBatches, seeded
-from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
-from src.training.temporal_trainer import IGNORED, TemporalTrainer, domain_strength
+from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model, domain_schedule
+from src.training.temporal_trainer import IGNORED, TemporalTrainer
 from tests.datasets import CLASSES, FEATURES, make_dataset
 
 T = 6
@@ -34,7 +36,7 @@ def batches(split: str = "fit", domains: torch.Tensor | None = None, shift: floa
 COUNTS = np.bincount(batches().labels.numpy(), minlength=len(CLASSES))
 
 
-def trainer(made: AdvancedLSTMTemporal, target: WindowBatches | None = None, **settings: float) -> TemporalTrainer:
+def trainer(made: AdvancedLSTMTemporal, target: WindowBatches | None = None, **settings: object) -> TemporalTrainer:
     return TemporalTrainer(made, TemporalTrainingConfig(**{"epochs": 3, "learning_rate": 0.01, **settings}), class_counts=COUNTS, device="cpu", target=target)  # type: ignore[arg-type]
 
 
@@ -86,7 +88,7 @@ def test_the_embedding_is_pushed_where_the_discriminator_fails() -> None:
     functional.cross_entropy(torch.cat(sides), truth).backward()
     own = plain.summary[0].weight.grad
     assert own is not None
-    torch.testing.assert_close(gradients[1] - gradients[0], -domain_strength(1 / 3) * own, rtol=0.05, atol=1e-3 * float(own.abs().max()))
+    torch.testing.assert_close(gradients[1] - gradients[0], -domain_schedule(1 / 3) * own, rtol=0.05, atol=1e-3 * float(own.abs().max()))
 
 
 def test_ignored_windows_do_not_reach_the_discriminator() -> None:
@@ -109,8 +111,48 @@ def test_a_target_needs_domains_and_a_discriminator() -> None:
             trainer(made, target)
 
 
-def test_the_reversal_grows_from_nothing_to_one() -> None:
-    strengths = [domain_strength(progress) for progress in (0.0, 0.25, 0.5, 1.0)]
-    assert strengths[0] == 0
-    assert strengths == sorted(strengths)
-    assert strengths[-1] == pytest.approx(1, abs=1e-3)
+def interrupted(folder: Path, **settings: object) -> tuple[AdvancedLSTMTemporal, list[dict[str, float]]]:
+    """A training stopped after its third epoch and taken up again by a fresh model and trainer."""
+    checkpoint = folder / "checkpoint.pt"
+
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model(), **settings).train(batches(), batches("calibrate"), on_epoch=stop, checkpoint=checkpoint)
+    fresh = model()
+    return fresh, trainer(fresh, **settings).train(batches(), batches("calibrate"), checkpoint=checkpoint, resume=True)
+
+
+def test_an_architecture_that_follows_its_data_survives_an_interruption(tmp_path: Path) -> None:
+    """With a learning rate of nothing the score stands still, so parts must come; the best shape is given back."""
+    settings = {"epochs": 7, "learning_rate": 1e-12, "patience": 7, "adaptive": True}
+    whole = model()
+    one = trainer(whole, **settings)
+    history = one.train(batches(), batches("calibrate"))
+    assert one.controller is not None
+    actions = [record["action"] for record in one.controller.records]
+    assert "weigh" in actions
+    assert "add" in actions
+    sizes = {(row["num_levels"], row["num_heads"], row["memory_slots"]) for row in history}
+    assert len(sizes) > 1
+    fresh, resumed = interrupted(tmp_path, **settings)
+    assert resumed == history
+    assert fresh.config == whole.config
+    assert all(torch.equal(left, right) for left, right in zip(fresh.state_dict().values(), whole.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["noise", "scale", "jitter", "missing"])
+def test_augmentation_changes_training_windows_only(name: str) -> None:
+    batch = next(iter(batches("calibrate")))
+    losses = []
+    for value in (0, 1 if name == "jitter" else 0.5):
+        one = trainer(model(), **{name: value})
+        one.model.train()
+        with seeded(0, 5):
+            trained = float(one.objective(batch)[0].detach())
+        one.model.eval()
+        losses.append((trained, float(one.objective(batch)[0].detach())))
+    assert losses[0][0] != losses[1][0]
+    assert losses[0][1] == pytest.approx(losses[1][1], abs=1e-5)

@@ -220,7 +220,7 @@ class Trainer(Generic[Model]):
             UserError: when training diverges, or the checkpoint belongs to another run or is damaged.
         """
         identity = hashlib.sha256(json.dumps([identity, self.seed, asdict(self.shape), self.settings.model_dump()]).encode()).hexdigest()
-        state = {"identity": identity, "epoch": 0, "best": -1.0, "best_epoch": 0, "history": [], "best_weights": _copy(self.model)}
+        state: dict[str, Any] = {"identity": identity, "epoch": 0, "best": -1.0, "best_epoch": 0, "history": [], **self._snapshot()}
         if resume and checkpoint is not None and checkpoint.exists():
             state = self._restore(checkpoint, identity)
         for row in state["history"]:
@@ -232,8 +232,15 @@ class Trainer(Generic[Model]):
                     _write(checkpoint, {**state, **self._moving()})
                 on_epoch(state["history"][-1])
         finally:
-            self.model.load_state_dict(state["best_weights"])
+            self._give_back(state)
         return state["history"]
+
+    def _snapshot(self) -> dict[str, Any]:
+        """What `_give_back` needs to bring back the model as it is now."""
+        return {"best_weights": {name: value.detach().clone() for name, value in self.model.state_dict().items()}}
+
+    def _give_back(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["best_weights"])
 
     def _step(self, state: dict[str, Any], train_batches: Batches, calibrate_batches: Batches) -> None:
         """One epoch: train, validate, keep the best, move the schedule."""
@@ -245,7 +252,7 @@ class Trainer(Generic[Model]):
         checked = self.validate_epoch(calibrate_batches)
         state["epoch"] += 1
         if checked["macro_f1"] > state["best"]:
-            state |= {"best": checked["macro_f1"], "best_epoch": state["epoch"], "best_weights": _copy(self.model)}
+            state |= {"best": checked["macro_f1"], "best_epoch": state["epoch"], **self._snapshot()}
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self.scheduler.step(checked["macro_f1"])
         else:
@@ -262,13 +269,17 @@ class Trainer(Generic[Model]):
             "gradient_scaler": self.gradient_scaler.state_dict(),
         }
 
+    def _go_on(self, stored: dict[str, Any]) -> None:
+        """Take what `_moving` gave out of a checkpoint."""
+        for name in ("model", "optimizer", "scheduler", "gradient_scaler"):
+            getattr(self, name).load_state_dict(stored.pop(name))
+
     def _restore(self, checkpoint: Path, identity: str) -> dict[str, Any]:
         try:
             stored = torch.load(checkpoint, map_location=self.device, weights_only=True)
             if stored["identity"] != identity:
                 raise UserError(f"checkpoint '{checkpoint}' was made with other settings or data; start without --resume, or restore those settings")
-            for name in ("model", "optimizer", "scheduler", "gradient_scaler"):
-                getattr(self, name).load_state_dict(stored.pop(name))
+            self._go_on(stored)
         except UserError:
             raise
         except Exception as error:  # torch raises many kinds for a damaged file; each means the same to the user
@@ -281,10 +292,6 @@ class Trainer(Generic[Model]):
         with torch.inference_mode():
             figures, confusion = self._pass(batches, lambda _: None)
         return Evaluation(class_names, confusion, figures["loss"])
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:

@@ -132,6 +132,7 @@ class RealDataLSTMPredictor(nn.Module):
         old = self.classifier[-1]
         assert isinstance(old, nn.Linear)
         new = nn.utils.skip_init(nn.Linear, old.in_features, old.out_features + count, device=old.weight.device, dtype=old.weight.dtype)
+        assert isinstance(new, nn.Linear)
         with torch.no_grad():
             new.weight.copy_(torch.cat([old.weight, old.weight.mean(dim=0, keepdim=True).expand(count, -1)]))
             new.bias.copy_(torch.cat([old.bias, old.bias.mean().expand(count)]))

@@ -100,10 +100,11 @@ class LSTMTrainer:
             bidirectional=shape.bidirectional,
             sequence_length=config.data.window,
         )
-        chosen = config.temporal.model.model_dump(exclude={"preset"}, exclude_none=True)
+        temporal = config.temporal.model
+        chosen = {name: getattr(temporal, name) for name in type(temporal).model_fields if name != "preset"}
         self.temporal_shape = get_config(
-            config.temporal.model.preset,
-            **chosen,
+            temporal.preset,
+            **{name: value for name, value in chosen.items() if value is not None},
             input_size=len(dataset.feature_names),
             num_classes=len(dataset.class_names),
             num_domains=len(dataset.domain_names),

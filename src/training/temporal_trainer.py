@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,22 +14,19 @@ from torch.nn import functional
 from src.config import TemporalTrainingConfig
 from src.errors import UserError
 from src.models.loop import Batch, Batches, Trainer, WindowBatches
-from src.models.temporal_lstm import AdvancedLSTMTemporal
+from src.models.temporal_lstm import AdvancedLSTMTemporal, ArchitectureController, Augmentation, ModelConfig, domain_schedule
 
 IGNORED = -1
 """Domain of a window that the discriminator does not see."""
-
-
-def domain_strength(progress: float) -> float:
-    """Strength of the reversed gradient at `progress` (0 to 1) of the training: 2 / (1 + exp(-10 p)) - 1 (Ganin et al. 2016)."""
-    return 2.0 / (1.0 + math.exp(-10.0 * progress)) - 1.0
+PROBE = 512
+"""Windows of `calibrate` by which the architecture is judged."""
 
 
 class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
     """Trains an `AdvancedLSTMTemporal` by the evidence lower bound, and against its discriminator where it has one.
 
     Loss of a batch: labelled loss + `kl_weight` x divergence / training windows + `domain_weight` x cross-entropy of the
-    discriminator, whose gradient reaches the embedding reversed and times `domain_strength` (Ganin et al. 2016). The discriminator
+    discriminator, whose gradient reaches the embedding reversed and times `domain_schedule` (Ganin et al. 2016). The discriminator
     reads the batch's own domains, and as many windows of `target`, another site's traffic without labels, as the batch has.
     """
 
@@ -59,19 +56,59 @@ class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
         if target is not None and (target.domains is None or model.discriminator is None):
             raise UserError("windows of another site need their domains, and a model with num_domains of at least 2")
         super().__init__(model, settings, seed=seed, device=device, class_counts=class_counts)
-        self.temporal, self.target, self.windows = settings, target, int(class_counts.sum())
+        self.target, self.windows = target, int(class_counts.sum())
+        self.kl_weight, self.domain_weight, self.adaptive = settings.kl_weight, settings.domain_weight, settings.adaptive
+        self.augment = Augmentation(settings.noise, settings.scale, settings.jitter, settings.missing)
+        self.controller: ArchitectureController | None = None
         self._epoch, self._read = 0, 0
+        self._draws = torch.Generator(self.device)
 
     def _step(self, state: dict[str, Any], train_batches: Batches, calibrate_batches: Batches) -> None:
         self._epoch, self._read = state["epoch"], 0
+        if self.adaptive and self.controller is None:
+            self.controller = self._watch(calibrate_batches)
+            if "controller" in state:
+                self.controller.restore(state.pop("controller"))
         super()._step(state, train_batches, calibrate_batches)
+        if self.controller is not None:
+            self.controller.update(state["history"][-1])
+            state["history"][-1] |= {name: float(getattr(self.model.config, name)) for name in ("num_levels", "num_heads", "memory_slots")}
+
+    def _watch(self, batches: Batches) -> ArchitectureController:
+        """A controller that probes the model with windows spread over `calibrate`."""
+        parts = [(windows, labels) for windows, labels, *_ in batches]
+        windows, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        chosen = torch.linspace(0, len(labels) - 1, min(PROBE, len(labels))).long()
+        return ArchitectureController(self.model, (windows[chosen].to(self.device), labels[chosen].to(self.device)), optimizer=self.optimizer, seed=self.seed)
+
+    def train_epoch(self, batches: Batches) -> dict[str, float]:
+        """One pass with updates, as `Trainer.train_epoch`; windows are augmented as the settings say."""
+        self._draws.manual_seed(int(torch.randint(2**62, ())))  # the loop has seeded the global generator
+        return super().train_epoch(batches)
+
+    def _snapshot(self) -> dict[str, Any]:
+        return {**super()._snapshot(), "best_shape": asdict(self.model.config)}
+
+    def _give_back(self, state: dict[str, Any]) -> None:
+        self.model.adopt(ModelConfig(**state["best_shape"]), state["best_weights"])
+
+    def _moving(self) -> dict[str, Any]:
+        found = {**super()._moving(), "moving_shape": asdict(self.model.config)}
+        return found if self.controller is None else {**found, "controller": self.controller.state()}
+
+    def _go_on(self, stored: dict[str, Any]) -> None:
+        self.model.adopt(ModelConfig(**stored.pop("moving_shape")), stored["model"])
+        self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
+        super()._go_on(stored)
 
     def objective(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss () of a batch on the trainer's device, and its logits (B, C); in evaluation the labelled loss alone."""
         windows, labels, *domains = batch
         learns = self.model.training
         adversarial = learns and self.model.discriminator is not None and (bool(domains) or self.target is not None)
-        strength = domain_strength((self._epoch + self._read / max(self.windows, 1)) / self.settings.epochs) if adversarial else None
+        if learns:
+            windows = self.augment(windows, self._spread(), self._draws)
+        strength = domain_schedule((self._epoch + self._read / max(self.windows, 1)) / self.settings.epochs) if adversarial else None
         with torch.autocast(self.device.type, enabled=self.mixed):
             found = self.model(windows, domain_lambda=strength)
         logits = found["logits"].float()
@@ -79,10 +116,15 @@ class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
         if not learns:
             return loss, logits
         self._read += len(labels)
-        loss = loss + self.temporal.kl_weight * found["kl"] / self.windows
+        loss = loss + self.kl_weight * found["kl"] / self.windows
         if strength is not None:
-            loss = loss + self.temporal.domain_weight * self._domain_loss(found["discriminator_output"], domains, len(labels), strength)
+            loss = loss + self.domain_weight * self._domain_loss(found["discriminator_output"], domains, len(labels), strength)
         return loss, logits
+
+    def _spread(self) -> Tensor:
+        """(F,) deviation of each feature's signed logarithm in the rows that the scaler was fitted on; 0 where it is constant."""
+        inverse = self.model.scaler.inverse
+        return torch.where(inverse > 0, 1.0 / inverse.clamp(min=1e-12), 0.0)
 
     def _domain_loss(self, guesses: Tensor, domains: list[Tensor], count: int, strength: float) -> Tensor:
         """Mean cross-entropy () of the discriminator on the batch's own windows and on as many of the target."""

@@ -4,7 +4,7 @@ from src.models.temporal_lstm.adaptive import ArchitectureController, Controller
 from src.models.temporal_lstm.augment import Augmentation
 from src.models.temporal_lstm.blocks import domain_schedule
 from src.models.temporal_lstm.config import PRESETS, SEARCH_SPACES, ModelConfig, create_custom_config, get_config, validate_config
-from src.models.temporal_lstm.model import AdvancedLSTMTemporal, create_model, fit_draws_temperature
+from src.models.temporal_lstm.model import AdvancedLSTMTemporal, create_model
 
 __all__ = [
     "PRESETS",
@@ -17,7 +17,6 @@ __all__ = [
     "create_custom_config",
     "create_model",
     "domain_schedule",
-    "fit_draws_temperature",
     "get_config",
     "validate_config",
 ]

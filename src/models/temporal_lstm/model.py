@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -164,16 +163,6 @@ class AdvancedLSTMTemporal(nn.Module):
 def _mean_log_probability(draws: Tensor) -> Tensor:
     """(B, C) logarithm of the mean probability of logits (S, B, C)."""
     return torch.logsumexp(functional.log_softmax(draws, dim=-1), dim=0) - math.log(len(draws))
-
-
-def fit_draws_temperature(draws: Tensor, labels: Tensor) -> float:
-    """The divisor of logits (S, N, C), as of `sample_logits`, that makes the mean probabilities of labels (N,) likeliest (Guo et al. 2017)."""
-    exact = draws.double()
-
-    def loss(log_temperature: float) -> float:
-        return float(functional.nll_loss(_mean_log_probability(exact / math.exp(log_temperature)), labels))
-
-    return math.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x)  # type: ignore[union-attr]
 
 
 def _entropies(draws: Tensor) -> tuple[Tensor, Tensor]:
