@@ -19,6 +19,7 @@ from src.artifacts import new_artifact, open_artifact
 from src.config import Config
 from src.data.dataset import Dataset
 from src.models.lstm_attack_predictor import RealDataLSTMPredictor, build_model
+from src.models.predictor_interface import EnhancedAttackPredictor
 from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
 from src.training.lstm_trainer import LSTMTrainer
 from src.training.peers import PEERS, Predictor
@@ -90,6 +91,34 @@ def temporal_lstm(config: Config, dataset: Dataset, seed: int) -> tuple[Advanced
     return _kept(TEMPORAL, config, dataset, seed, lambda: create_model(trainer.temporal_shape), lambda file: trainer.train_temporal(file, resume=True)[0])
 
 
+def fused_sensor(config: Config, dataset: Dataset, seed: int) -> tuple[EnhancedAttackPredictor, float]:
+    """Both networks of a seed and the anomaly score as one sensor, joined on `calibrate`, and the seconds that training both took."""
+    base, first = base_lstm(config, dataset, seed)
+    temporal, second = temporal_lstm(config, dataset, seed)
+    return LSTMTrainer(_seeded(config, seed), dataset).join(base, temporal), first + second
+
+
+class Fused(Network):
+    """The fused sensor among the peers."""
+
+    def __init__(self, sensor: EnhancedAttackPredictor) -> None:
+        self.sensor = sensor
+
+    def read(self, windows: Windows) -> dict[str, NDArray[np.float32]]:
+        """`probabilities` (N, C) and `doubt` (N,): how far networks and draws disagree."""
+        reading = self.sensor.read(windows)
+        return {"probabilities": reading.probabilities, "doubt": reading.uncertainty}
+
+    def size(self) -> int:
+        """Trainable parameters of both networks."""
+        return self.sensor.model.count_parameters() + (self.sensor.second.model.count_parameters()["total"] if self.sensor.second else 0)
+
+
+def _fused(config: Config, dataset: Dataset, seed: int) -> tuple[Predictor, float]:
+    sensor, seconds = fused_sensor(config, dataset, seed)
+    return Fused(sensor), seconds
+
+
 def _seeded(config: Config, seed: int) -> Config:
     return config.model_copy(update={"compute": config.compute.model_copy(update={"seed": seed})})
 
@@ -134,10 +163,10 @@ def _network(train: Callable[[Config, Dataset, int], tuple[Any, float]]) -> Trai
     return wrapped
 
 
-BASE, TEMPORAL = "base LSTM", "temporal LSTM"
-SECTIONS = {BASE: ("lstm",), TEMPORAL: ("temporal",)}
+BASE, TEMPORAL, FUSED = "base LSTM", "temporal LSTM", "fused sensor"
+SECTIONS = {BASE: ("lstm",), TEMPORAL: ("temporal",), FUSED: ("lstm", "temporal")}
 """Sections of the configuration that a candidate reads beside `data`."""
-CANDIDATES: dict[str, Train] = {BASE: _network(base_lstm), TEMPORAL: _network(temporal_lstm), **{name: _peer(name) for name in PEERS}}
+CANDIDATES: dict[str, Train] = {BASE: _network(base_lstm), TEMPORAL: _network(temporal_lstm), FUSED: _fused, **{name: _peer(name) for name in PEERS}}
 """Every candidate by the name that tables show."""
 
 
