@@ -18,7 +18,7 @@ from src.tracking import mlflow  # not mlflow itself: it must find its environme
 
 TINY = [
     "data.synthetic_rows_per_class=400", "lstm.training.epochs=1", "lstm.training.stride=10", "lstm.model.hidden_size=16", "lstm.training.loss=focal",
-    "temporal.training.epochs=1", "temporal.training.stride=10", "temporal.model.hidden_size=16",
+    "temporal.training.epochs=1", "temporal.training.stride=10", "temporal.model.hidden_size=16", "temporal.training.loss=focal",
     "rl.total_timesteps=2048", "rl.seeds=2", "rl.n_envs=16", "rl.n_steps=64", "rl.batch_size=256", "rl.hidden_size=8",
     "eval.episodes=20", "eval.tuning_episodes=10", "eval.bootstrap=100", "env.scenario=home", "compute.threads=1",
 ]  # fmt: skip
