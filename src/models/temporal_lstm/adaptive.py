@@ -99,12 +99,13 @@ class ArchitectureController:
         trained = validation_metrics.get("train_macro_f1", validation_metrics.get("train/macro_f1", score))
         self.updates += 1
         found = self._weigh()
-        better = score > self._best + self.settings.gain
+        former = self._best
+        better = score > former + self.settings.gain
         self._best = max(self._best, score)
         self._stale = 0 if better else self._stale + 1
         if self._stale >= self.settings.patience:
             self._stale = 0
-            reason = f"macro-F1 {score:.4f} is no better than {self._best:.4f} for {self.settings.patience} updates"
+            reason = f"macro-F1 {score:.4f} after a best of {former:.4f}: no gain of {self.settings.gain:g} for {self.settings.patience} updates"
             if trained - score > self.settings.gap:
                 found += self._shrink(f"{reason}, and {trained - score:.3f} below training")
             else:
