@@ -22,7 +22,7 @@ from src.config import nearest
 from src.errors import UserError
 
 KIND = "benchmark-part"
-PARTS = ("protocol",)
+PARTS = ("protocol", "site", "devices", "families", "explanations")
 """Modules `benchmarks.part_NAME`, each with `measure(options) -> (gates by id, tables by title)`."""
 
 Outcome = dict[str, Any]
