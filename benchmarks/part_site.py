@@ -47,7 +47,11 @@ FALSE_ALARMS = 0.08
 AT_HOME = 0.10
 """False alarms that the home detector's own threshold is set for, on `calibrate`."""
 STRIDE = 4
-"""Rows between the starts of two attack windows."""
+"""Rows between the starts of two attack windows; half of it in the site's captures, 1 in CICIoT2023's few ordinary rows."""
+SEEDS = 3
+"""Trainings of each method at most."""
+MADE = 40
+"""Windows of each attack class in a control that is made of others' rows; ten times as many of ordinary traffic."""
 RESAMPLES = 1000
 DOMAIN_WEIGHT = 1.0
 SITE, INFECTED, THIRD, ASSEMBLED, SPLICED, SPLICED_BENIGN = range(100, 106)
@@ -71,6 +75,7 @@ METHODS: dict[str, AdaptationSettings] = {
 }
 """Ablations, each trained on from the home detector."""
 ADAPTED, ALONE, AS_IT_IS = "all", "threshold alone", "home detector, its own threshold"
+STANDARDISED = "standardised"
 T_ALONE, T_D3, T_WITHOUT, T_WITH = (
     "temporal: threshold alone",
     "temporal: discriminator alone (D3)",
@@ -123,7 +128,7 @@ class Windows:
         self._blocks: list[NDArray[np.int64]] = []
         self._labels: list[int] = []
         rows, rng = dataset.splits["test"], np.random.default_rng(0)
-        site, capture = capture_windows(held, LENGTH)
+        site, capture = capture_windows(held, LENGTH, STRIDE // 2)
         for label in (self.benign, *self.attacks):
             stride = 1 if label == self.benign else STRIDE
             starts = window_starts(rows.segment, LENGTH, stride)
@@ -131,14 +136,13 @@ class Windows:
             self._add(int(label), gather(rows.features, starts, LENGTH), Blocks.cut(rows.label[starts], rows.segment[starts], BLOCK // stride).of)
         self._add(SITE, site, capture)
         for group, captures in ((INFECTED, infected), (THIRD, third)):
-            windows, of = capture_windows(captures, LENGTH, 2)
-            self._add(group, windows, Blocks.cut(of, of, BLOCK // 2).of)
-        flat = np.arange(40)
+            windows, of = capture_windows(captures, LENGTH, STRIDE // 2)
+            self._add(group, windows, Blocks.cut(of, of, 2 * BLOCK // STRIDE).of)
         own = {label: np.flatnonzero(rows.label == label) for label in (self.benign, *self.attacks)}
-        assembled = [rows.features[rng.choice(own[label], (len(flat), LENGTH))] for label in self.attacks]
-        self._add(ASSEMBLED, np.concatenate(assembled), np.arange(len(assembled) * len(flat)) // 10)
+        assembled = [rows.features[rng.choice(own[label], (MADE, LENGTH))] for label in self.attacks]
+        self._add(ASSEMBLED, np.concatenate(assembled), np.arange(len(assembled) * MADE) // 10)
         for group, labels in ((SPLICED, self.attacks), (SPLICED_BENIGN, [self.benign])):
-            spliced = [self._spliced(site, self._parts[self._labels_at(int(label))], rng, len(flat) if group == SPLICED else 400) for label in labels]
+            spliced = [self._spliced(site, self._parts[self._labels_at(int(label))], rng, MADE if group == SPLICED else 10 * MADE) for label in labels]
             self._add(group, np.concatenate(spliced), np.arange(sum(map(len, spliced))) // 10)
         group = np.concatenate([np.full(len(part), label) for part, label in zip(self._parts, self._labels, strict=True)])
         self.group, self.windows = group, np.concatenate(self._parts)
@@ -299,6 +303,11 @@ def base_methods(study: Study, seed: int, figures: Figures) -> SiteDetector:
         if name == ADAPTED:
             ordinary = [study.benign_windows("calibrate"), held]
             _anomalies(study, found, judged, ordinary, figures)
+    back = input_maps(study)[STANDARDISED]
+    found = study.adapted(home.model, FULL, seed, captures=[dataclasses.replace(one, features=back(one.features)) for one in study.known])
+    judged, mapped = found.score(windows.windows), found.score(back(windows.windows))
+    figures.add(f"all, input {STANDARDISED}, home's as it is", windows.judge(np.where(elsewhere, mapped, judged), found.threshold))
+    figures.add(f"all, input {STANDARDISED}, home's too", windows.judge(mapped, found.threshold))
     fresh = study.adapted(study.fresh(False, seed), FULL, seed, training=study.budget.home)
     figures.add("all, from a network that was never trained", windows.judge(fresh.score(windows.windows), fresh.threshold))
     return home
@@ -339,7 +348,7 @@ def input_maps(study: Study) -> dict[str, Callable[[Rows], Rows]]:
     def correlated(rows: Rows) -> Rows:
         return _raw((_logarithm(rows) - site_mean) / site_spread @ colours * spread + mean)
 
-    return {"standardised": standardised, "correlations aligned (CORAL)": correlated, "quantiles matched": Move(site, home)}
+    return {STANDARDISED: standardised, "correlations aligned (CORAL)": correlated, "quantiles matched": Move(site, home)}
 
 
 def _statistics(rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -461,10 +470,10 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, Table]]:
     """Train and judge every method."""
     study, figures = Study(options), Figures()
     with torch_threads(options.threads):
-        homes = [base_methods(study, seed, figures) for seed in range(options.seeds)]
-        for seed in range(1 if options.quick else min(options.seeds, 3)):
+        homes = [base_methods(study, seed, figures) for seed in range(min(options.seeds, SEEDS))]
+        for seed in range(1 if options.quick else len(homes)):
             temporal_methods(study, seed, figures)
-        elsewhere = other_sites(study, homes[: 1 if options.quick else 3])
+        elsewhere = other_sites(study, homes[:1] if options.quick else homes)
     sample = study.windows.sample
     return gates(figures, sample), {
         "methods": [_row(method, figures, sample) for method in figures],
