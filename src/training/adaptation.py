@@ -290,7 +290,7 @@ def adapt(
     _trainer(model, training, batches, learned if domains and settings.site == 0 else None, seed, device).train(batches, checks)
     model.to("cpu").eval()
     with torch.inference_mode():
-        model.temperature.fill_(fit_temperature(torch.cat([_logits(model, part) for part in windows.split(_BATCH)]), labels))
+        model.temperature.fill_(fit_temperature(torch.cat([_draws(model, part) for part in windows.split(_BATCH)], dim=1), labels))
         ordinary, _ = _windows(dataset, "fit", length, 1, int(benign[0]))
         subspace = BenignSubspace.fit(_scaled(model, ordinary, learned), _scaled(model, home[label == benign[0]], held))
     scores = [attack_scores(model, dataset.class_names, part) for part in (home[label == benign[0]], held)]
@@ -325,9 +325,9 @@ def _trainer(model: Detector, training: LSTMTrainingConfig, batches: SiteBatches
     return TemporalTrainer(model, TemporalTrainingConfig(**training.model_dump()), class_counts=counts, seed=seed, device=device, target=target)
 
 
-def _logits(model: Detector, windows: Tensor) -> Tensor:
-    """(B, C), before temperature; of a temporal model, the mean over its draws."""
-    return model(windows) if isinstance(model, RealDataLSTMPredictor) else model(windows)["logits"]
+def _draws(model: Detector, windows: Tensor) -> Tensor:
+    """(S, B, C) logits before temperature, of each draw from a temporal model's posterior; a base LSTM draws nothing and is one."""
+    return model(windows)[None] if isinstance(model, RealDataLSTMPredictor) else model.sample_logits(windows)
 
 
 def _scaled(model: Detector, *parts: Rows) -> Tensor:
