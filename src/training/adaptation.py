@@ -82,6 +82,20 @@ class AdaptationSettings:
     batches: int = 100
     """Training steps an epoch."""
 
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            UserError: for a weight, share or count out of its range.
+        """
+        shares = {name: getattr(self, name) for name in ("least", "shuffled", "learned", "false_alarms")}
+        weights = {name: getattr(self, name) for name in ("own", "moved", "blended", "site")}
+        for name, value in (shares | weights).items():
+            if not 0 <= value <= 1:
+                raise UserError(f"adaptation: {name} is {value}; allowed: 0 to 1")
+        if not any(weights.values()) or self.batches < 1:
+            raise UserError("adaptation: one of own, moved, blended and site must be above 0, and batches at least 1")
+
 
 class SiteBatches:
     """Training windows of both sites, drawn anew each epoch; the site's count as benign."""
@@ -229,7 +243,7 @@ def adapt(
     dataset: Dataset,
     captures: Sequence[Capture],
     settings: AdaptationSettings,
-    training: TemporalTrainingConfig,
+    training: LSTMTrainingConfig,
     *,
     seed: int,
     device: str = "cpu",
@@ -241,7 +255,8 @@ def adapt(
         dataset: of home; sides `fit` and `calibrate` are read.
         captures: ordinary traffic of the site, each device's in time order (`src.data.site.read_site`).
         settings: what is done.
-        training: epochs, batch size, optimiser; the epoch of the best macro-F1 on windows that were not trained on is kept.
+        training: epochs, batch size, optimiser, and the discriminator's weight if it has one (`TemporalTrainingConfig`). The epoch of the best
+            macro-F1 on windows that were not trained on is kept; an adapted detector that was trained at home before needs two or three.
         seed: of everything that is drawn.
         device: `auto`, `cpu` or `cuda`.
 
@@ -275,7 +290,7 @@ def adapt(
     _trainer(model, training, batches, learned if domains and settings.site == 0 else None, seed, device).train(batches, checks)
     model.to("cpu").eval()
     with torch.inference_mode():
-        model.temperature.fill_(fit_temperature(torch.cat([_logits(model, part) for part in windows.split(_BATCH)]), labels))
+        model.temperature.fill_(fit_temperature(torch.cat([_draws(model, part) for part in windows.split(_BATCH)], dim=1), labels))
         ordinary, _ = _windows(dataset, "fit", length, 1, int(benign[0]))
         subspace = BenignSubspace.fit(_scaled(model, ordinary, learned), _scaled(model, home[label == benign[0]], held))
     scores = [attack_scores(model, dataset.class_names, part) for part in (home[label == benign[0]], held)]
@@ -297,21 +312,22 @@ def _side_by_side(windows: Tensor, labels: Tensor, domains: Tensor | None = None
     return WindowBatches(windows.flatten(0, 1), torch.arange(count) * length, labels, length, _BATCH, domains=domains)
 
 
-def _trainer(model: Detector, training: TemporalTrainingConfig, batches: SiteBatches, unlabelled: Rows | None, seed: int, device: str) -> Trainer[Any]:
-    """A trainer for batches in which classes come equally often, or as often as they should; `unlabelled` windows of the site are for a discriminator."""
+def _trainer(model: Detector, training: LSTMTrainingConfig, batches: SiteBatches, unlabelled: Rows | None, seed: int, device: str) -> Trainer[Any]:
+    """A trainer without class weights, as batches hold classes in due shares; `unlabelled` windows of the site are for a discriminator."""
+    training = training.model_copy(update={"class_weights": "none"})
     if isinstance(model, RealDataLSTMPredictor):
-        return RealDataTrainer(model, LSTMTrainingConfig(**training.model_dump(include=set(LSTMTrainingConfig.model_fields))), seed=seed, device=device)
+        return RealDataTrainer(model, training, seed=seed, device=device)
     target = None
     if unlabelled is not None:
-        none, site = torch.zeros(len(unlabelled), dtype=torch.int64), torch.full((len(unlabelled),), SITE)
-        target = _side_by_side(torch.from_numpy(unlabelled), none, site)
+        site = torch.full((len(unlabelled),), SITE)
+        target = _side_by_side(torch.from_numpy(unlabelled), torch.zeros_like(site), site)
     counts = np.full(model.config.num_classes, len(batches) * batches.batch_size // model.config.num_classes)
-    return TemporalTrainer(model, training.model_copy(update={"class_weights": "none"}), class_counts=counts, seed=seed, device=device, target=target)
+    return TemporalTrainer(model, TemporalTrainingConfig(**training.model_dump()), class_counts=counts, seed=seed, device=device, target=target)
 
 
-def _logits(model: Detector, windows: Tensor) -> Tensor:
-    """(B, C), before temperature; of a temporal model, the mean over its draws."""
-    return model(windows) if isinstance(model, RealDataLSTMPredictor) else model(windows)["logits"]
+def _draws(model: Detector, windows: Tensor) -> Tensor:
+    """(S, B, C) logits before temperature, of each draw from a temporal model's posterior; a base LSTM draws nothing and is one."""
+    return model(windows)[None] if isinstance(model, RealDataLSTMPredictor) else model.sample_logits(windows)
 
 
 def _scaled(model: Detector, *parts: Rows) -> Tensor:
