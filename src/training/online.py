@@ -50,7 +50,7 @@ class OnlineSettings:
     """Of Adagrad (Duchi et al. 2011)."""
     label_weight: float = 1.0
     """Weight of a replayed window's label beside one of the batch; 0 leaves only the penalty."""
-    penalty: float = 0.1
+    penalty: float = 0.03
     """Weight of the squared distance between a replayed window's logits and its stored ones."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
