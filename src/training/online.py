@@ -7,7 +7,7 @@ name gives the output layer one more class. The optimiser and its state last as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,15 @@ from src.data.taxonomy import BENIGN_OF, canonical
 from src.errors import UserError
 from src.models.loop import seeded
 from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor
+from src.models.temporal_lstm import AdvancedLSTMTemporal, ModelConfig
 
 KIND = "online-learner"
 
-Model = RealDataLSTMPredictor
-BUILDERS: dict[str, Any] = {"RealDataLSTMPredictor": lambda shape: RealDataLSTMPredictor(LSTMConfig(**shape))}
+Model = RealDataLSTMPredictor | AdvancedLSTMTemporal
+BUILDERS: dict[str, Callable[[dict[str, Any]], Model]] = {
+    "RealDataLSTMPredictor": lambda shape: RealDataLSTMPredictor(LSTMConfig(**shape)),
+    "AdvancedLSTMTemporal": lambda shape: AdvancedLSTMTemporal(ModelConfig(**shape)),
+}
 """By class of the model: how to build one of a saved shape."""
 
 
