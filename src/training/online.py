@@ -46,7 +46,7 @@ class OnlineSettings:
     """Windows in the reservoir."""
     balanced: bool = True
     """Give classes equal shares of the reservoir, as far as they have windows; otherwise each window ever offered has the same chance."""
-    replay: int = 64
+    replay: int = 128
     """Windows replayed a step; 0 replays none, and the penalty has nothing to hold on to."""
     steps: int = 4
     """Updates a batch."""
@@ -288,7 +288,13 @@ class DriftMonitor:
     """
 
     def __init__(self, reference: NDArray[np.floating], confidence: float = 0.002, seed: int = 0) -> None:
-        """Rank against probabilities (N, C) that the model gave to `calibrate` windows; `confidence` is ADWIN's delta."""
+        """Rank against probabilities (N, C) that the model gave to `calibrate` windows; `confidence` is ADWIN's delta.
+
+        Raises:
+            UserError: when there are none.
+        """
+        if len(reference) == 0:
+            raise UserError("the drift monitor needs the probabilities of calibration windows; there are none")
         self.reference = np.sort(_doubt(reference))
         self.detector = ADWIN(delta=confidence)
         for rank in np.random.default_rng(seed).permutation(len(self.reference)):
