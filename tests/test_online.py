@@ -9,8 +9,10 @@ import torch
 from src.config import LSTMTrainingConfig
 from src.data.windows import gather, window_starts
 from src.errors import UserError
+from src.models.loop import seeded
 from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor, RealDataTrainer, build_model
 from src.models.scores import class_scores, confusion_matrix
+from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
 from src.training.online import DriftMonitor, OnlineLearner, OnlineSettings, Reservoir
 from tests.datasets import CLASSES, FEATURES, make_dataset
 
@@ -315,3 +317,43 @@ def test_a_stream_that_is_other_from_the_start_raises_an_alarm_whatever_its_batc
     parts = [first + monitor.watch(stream[first : first + 7]) for first in range(0, 600, 7)]
     assert len(whole) > 0
     np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
+# the temporal network
+
+
+SMALL_TEMPORAL = {"hidden_size": 8, "num_levels": 2, "num_heads": 2, "head_size": 4, "attention_layers": 1, "num_periods": 2, "memory_slots": 8}
+
+
+def temporal() -> AdvancedLSTMTemporal:
+    with seeded(0, 0):
+        model = create_model("default", **SMALL_TEMPORAL, input_size=len(FEATURES), num_classes=len(OLD), sequence_length=T)
+    model.scaler.fit(DATA.splits["fit"].features)
+    return model.eval()
+
+
+def test_growing_the_temporal_network_leaves_old_draws_as_they_were() -> None:
+    model = temporal()
+    before = model.sample_logits(TEST[0])
+    with seeded(1, 0):
+        model.grow_classes(2)
+    after = model.sample_logits(TEST[0])
+    torch.testing.assert_close(after[..., : len(OLD)], before, atol=1e-5, rtol=0)
+    assert after.shape[-1] == model.config.num_classes == len(OLD) + 2
+    noise = model.output.noise
+    torch.testing.assert_close(noise.mean(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(noise.square().mean(dim=0), torch.ones(4), atol=1e-4, rtol=0)
+    assert not torch.equal(noise[:, 2], noise[:, 3])
+
+
+@pytest.mark.parametrize("size", [1, 33])
+def test_the_temporal_network_learns_online_and_resumes(size: int, tmp_path: Path) -> None:
+    built = OnlineLearner(temporal(), OLD, OnlineSettings(capacity=50, replay=8, steps=1))
+    taught(built, STREAM, size, batches=4)
+    built.learn(*(part[:size] for part in chosen(STREAM, (NEW,))))
+    built.save(tmp_path / "learner")
+    loaded = OnlineLearner.load(tmp_path / "learner")
+    assert taught(loaded, TEST, size, batches=3) == taught(built, TEST, size, batches=3)
+    for name, value in built.model.state_dict().items():
+        assert torch.equal(value, loaded.model.state_dict()[name]), name
+    assert loaded.model.predict_attack_probability(TEST[0][:5]).shape == (5, len(OLD) + 1)

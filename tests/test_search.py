@@ -64,7 +64,8 @@ class Record:
     def log_figure(self, figure: Any, path: str) -> None:
         raise AssertionError("a trial draws nothing")
 
-    log_table = log_figure
+    def log_table(self, rows: Any, path: str) -> None:
+        raise AssertionError("a trial tabulates nothing")
 
 
 def found(store: Path, trials: int, record: Record | None = None, given: Config | None = None, **more: Any) -> Outcome:

@@ -7,7 +7,7 @@ name gives the output layer one more class. The optimiser and its state last as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,15 @@ from src.data.taxonomy import BENIGN_OF, canonical
 from src.errors import UserError
 from src.models.loop import seeded
 from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor
+from src.models.temporal_lstm import AdvancedLSTMTemporal, ModelConfig
 
 KIND = "online-learner"
 
-Model = RealDataLSTMPredictor
-BUILDERS: dict[str, Any] = {"RealDataLSTMPredictor": lambda shape: RealDataLSTMPredictor(LSTMConfig(**shape))}
+Model = RealDataLSTMPredictor | AdvancedLSTMTemporal
+BUILDERS: dict[str, Callable[[dict[str, Any]], Model]] = {
+    "RealDataLSTMPredictor": lambda shape: RealDataLSTMPredictor(LSTMConfig(**shape)),
+    "AdvancedLSTMTemporal": lambda shape: AdvancedLSTMTemporal(ModelConfig(**shape)),
+}
 """By class of the model: how to build one of a saved shape."""
 
 
@@ -42,7 +46,7 @@ class OnlineSettings:
     """Windows in the reservoir."""
     balanced: bool = True
     """Give classes equal shares of the reservoir, as far as they have windows; otherwise each window ever offered has the same chance."""
-    replay: int = 64
+    replay: int = 128
     """Windows replayed a step; 0 replays none, and the penalty has nothing to hold on to."""
     steps: int = 4
     """Updates a batch."""
@@ -50,7 +54,7 @@ class OnlineSettings:
     """Of Adagrad (Duchi et al. 2011)."""
     label_weight: float = 1.0
     """Weight of a replayed window's label beside one of the batch; 0 leaves only the penalty."""
-    penalty: float = 0.1
+    penalty: float = 0.03
     """Weight of the squared distance between a replayed window's logits and its stored ones."""
     clip_norm: float = 1.0
     """Largest norm of the gradient."""
@@ -284,7 +288,13 @@ class DriftMonitor:
     """
 
     def __init__(self, reference: NDArray[np.floating], confidence: float = 0.002, seed: int = 0) -> None:
-        """Rank against probabilities (N, C) that the model gave to `calibrate` windows; `confidence` is ADWIN's delta."""
+        """Rank against probabilities (N, C) that the model gave to `calibrate` windows; `confidence` is ADWIN's delta.
+
+        Raises:
+            UserError: when there are none.
+        """
+        if len(reference) == 0:
+            raise UserError("the drift monitor needs the probabilities of calibration windows; there are none")
         self.reference = np.sort(_doubt(reference))
         self.detector = ADWIN(delta=confidence)
         for rank in np.random.default_rng(seed).permutation(len(self.reference)):

@@ -230,9 +230,14 @@ class BayesianLinear(nn.Module):
         # softplus(-4) = 0.018: at first the noise of the outputs is well below their spread.
         self.spread = nn.Parameter(torch.full((outputs, inputs), -4.0))
         self.bias_spread = nn.Parameter(torch.full((outputs,), -4.0))
-        noise = torch.randn(samples, outputs)
-        noise = noise - noise.mean(dim=0)
-        self.register_buffer("noise", noise / noise.square().mean(dim=0).sqrt())
+        self.register_buffer("noise", _balanced_noise(samples, outputs))
+
+    def grow(self, count: int) -> None:
+        """Append `count` outputs. The others, and their draws, stay as they are; a new one starts as their mean, its draws from torch's global generator."""
+        for name in ("mean", "bias_mean", "spread", "bias_spread"):
+            old = getattr(self, name).detach()
+            setattr(self, name, nn.Parameter(torch.cat([old, old.mean(dim=0, keepdim=True).expand(count, *old.shape[1:])])))
+        self.noise = torch.cat([self.noise, _balanced_noise(len(self.noise), count).to(self.noise)], dim=1)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation (B, C) of the outputs of (B, H), in single precision."""
@@ -259,6 +264,13 @@ class BayesianLinear(nn.Module):
             ratio = (functional.softplus(spread) / self.prior).square()
             total = total + 0.5 * (ratio + (mean / self.prior).square() - 1 - ratio.log()).sum()
         return total
+
+
+def _balanced_noise(samples: int, outputs: int) -> Tensor:
+    """(S, C) draws whose mean is 0 and whose variance is 1 for each output."""
+    noise = torch.randn(samples, outputs)
+    noise = noise - noise.mean(dim=0)
+    return noise / noise.square().mean(dim=0).sqrt()
 
 
 class _Reversal(torch.autograd.Function):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -149,6 +150,11 @@ class AdvancedLSTMTemporal(nn.Module):
             setattr(self, name, block)
         self.config, self.temperature, self.discriminator = config, other.temperature, other.discriminator
         self.train(self.training)
+
+    def grow_classes(self, count: int) -> None:
+        """Append `count` classes. Logits of the others stay as they are, draw by draw; a new one starts at their mean, below any class that is likely."""
+        self.output.grow(count)
+        self.config = replace(self.config, num_classes=self.config.num_classes + count)
 
     def count_parameters(self) -> dict[str, int]:
         """Trainable parameters by block, and their `total`."""
