@@ -50,8 +50,8 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
         moved = np.array([one.probabilities.argmax() != usual for one in found])
         attributions = np.stack([one.attributions for one in found])
         drawn = curves(trained.model, windows[moved], attributions[moved], reference.baseline, np.random.default_rng(SEED))
-        row, difference = _areas(name, drawn, [one for one, kept in zip(found, moved, strict=True) if kept])
-        areas.append(row)
+        rows, difference = _areas(name, drawn, [one for one, kept in zip(found, moved, strict=True) if kept])
+        areas += rows
         differences.append(difference)
         reasons += _reasons(name, found, truth)
         attention += _attention(name, trained, found)
@@ -69,15 +69,20 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
     return gates, tables
 
 
-def _areas(name: str, drawn: Curves, found: list[Explanation]) -> tuple[dict[str, Any], dict[str, Estimate]]:
+def _areas(name: str, drawn: Curves, found: list[Explanation]) -> tuple[list[dict[str, Any]], dict[str, Estimate]]:
+    """A row a curve, with how far attributions miss what they should add up to (share of the logit's rise), and the differences by curve."""
     area, rng = drawn.areas(), np.random.default_rng(SEED)
     differences = {key: mean_estimate(area[key] - area[f"{key}_random"], 2000, 0.95, rng) for key in ("deletion", "insertion")}
     missed = [one.incomplete / max(abs(one.rise), 1.0) for one in found]
-    row: dict[str, Any] = {"network": name, "windows": len(found)}
-    for key, difference in differences.items():
-        row |= {key: float(area[key].mean()), f"{key}, random order": float(area[f"{key}_random"].mean())}
-        row |= {f"{key}, difference": difference.value, f"{key}, low": difference.low, f"{key}, high": difference.high}
-    return {**row, "logit rise missed, median": float(np.median(missed)), "logit rise missed, 95 %": float(np.quantile(missed, 0.95))}, differences
+    rows = [
+        {
+            "network": name, "curve": key, "windows": len(found), "area": float(area[key].mean()), "random order": float(area[f"{key}_random"].mean()),
+            "difference": one.value, "low": one.low, "high": one.high,
+            "rise missed, median": float(np.median(missed)), "rise missed, 95 %": float(np.quantile(missed, 0.95)),
+        }
+        for key, one in differences.items()
+    ]  # fmt: skip
+    return rows, differences
 
 
 def _reasons(name: str, found: list[Explanation], truth: NDArray[np.int64]) -> list[dict[str, Any]]:

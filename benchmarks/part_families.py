@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from benchmarks.common import Gate, PartOptions
-from benchmarks.networks import NETWORKS, Network, logits_of, train_network, windows_of
+from benchmarks.networks import NETWORKS, Network, draws_of, train_network, windows_of
 from src.config import DataConfig
 from src.data.dataset import Dataset, Rows, load_dataset, without_family
 from src.data.taxonomy import FAMILIES, family_index
@@ -51,7 +51,7 @@ def scores(model: Network, dataset: Dataset, length: int) -> dict[str, Score]:
     in_batches: dict[str, Callable[[Tensor], Tensor]] = {
         SURENESS: lambda x: 1 - model.predict_attack_probability(x).amax(dim=1),
         "entropy": lambda x: _entropy(model.predict_attack_probability(x)),
-        "energy": lambda x: -torch.logsumexp(_plain_logits(model, x), dim=1),
+        "energy": lambda x: -torch.logsumexp(draws_of(model, x).mean(dim=0), dim=1),
         "mutual information": lambda x: _mutual_information(model, x),
         "Mahalanobis of embedding": lambda x: novelty.embedding(views(model, x)[0]),
         "relative Mahalanobis": lambda x: novelty.embedding(views(model, x)[0]) - background(views(model, x)[0]),
@@ -72,11 +72,6 @@ def scores(model: Network, dataset: Dataset, length: int) -> dict[str, Score]:
 
 def _entropy(p: Tensor) -> Tensor:
     return -(p * p.clamp(min=1e-12).log()).sum(dim=-1)
-
-
-def _plain_logits(model: Network, x: Tensor) -> Tensor:
-    """(B, C) before any normalisation (Liu et al. 2020): the temporal LSTM's `logits` are logarithms of mean probabilities, so its draws are averaged."""
-    return logits_of(model, x) if isinstance(model, RealDataLSTMPredictor) else model.sample_logits(x).mean(dim=0)
 
 
 def _mutual_information(model: Network, x: Tensor) -> Tensor:
