@@ -68,18 +68,17 @@ def train_network(name: str, dataset: Dataset, length: int, *, epochs: int, stri
     history = trainer.train(fit, calibrate, on_epoch=lambda row: tracker.record(int(row["epoch"])))
     model.eval()
     with torch.inference_mode():
-        parts = [(logits_of(model, batch[0]), batch[1]) for batch in calibrate]
-    model.temperature.fill_(fit_temperature(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])))
+        parts = [(draws_of(model, batch[0]), batch[1]) for batch in calibrate]
+    model.temperature.fill_(fit_temperature(torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts])))
     found = Trained(model, tracker.rows, max(row["calibrate/macro_f1"] for row in history))
     with new_artifact(folder, KIND, {"tracking": found.tracking, "macro_f1": found.macro_f1}) as target:
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, target / "model.safetensors")
     return found
 
 
-def logits_of(model: Network, windows: Tensor) -> Tensor:
-    """(B, C) of raw windows (B, T, F)."""
-    found = model(windows)
-    return found if isinstance(found, Tensor) else found["logits"]
+def draws_of(model: Network, windows: Tensor) -> Tensor:
+    """Logits (S, B, C) of raw windows (B, T, F): one draw of the base LSTM, the temporal LSTM's own."""
+    return model(windows)[None] if isinstance(model, RealDataLSTMPredictor) else model.sample_logits(windows)
 
 
 def windows_of(rows: Rows, length: int, stride: int) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int32]]:

@@ -1,13 +1,13 @@
 """D13: attacks that no sensor has seen. Each attack family is left out of `fit` and `calibrate` in turn, and its windows are to be told from known ones.
 
-Known are all classes that stay, benign and attacks, as they come; told from benign windows alone is shown beside it. What the product
-uses was chosen on windows of `agent`, and both sides are shown. Both networks are trained for fewer epochs on fewer windows than the
+Known are all classes that stay, benign and attacks, as they come; told from benign windows alone is shown beside it. `src.models.novelty`
+was chosen on windows of `agent`, and both sides are shown. Both networks are trained for fewer epochs on fewer windows than the
 product's, so that fourteen trainings fit: say so with the figures. Intervals are over blocks of windows (`src.evaluation.detection`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,13 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from benchmarks.common import Gate, PartOptions
-from benchmarks.networks import NETWORKS, Network, logits_of, train_network, windows_of
+from benchmarks.networks import NETWORKS, Network, draws_of, train_network, windows_of
 from src.config import DataConfig
 from src.data.dataset import Dataset, Rows, load_dataset, without_family
 from src.data.taxonomy import FAMILIES, family_index
 from src.evaluation.detection import Blocks, Bootstrap, Values, auroc
 from src.evaluation.statistics import Estimate, interval
+from src.models.fusion import disagreement
 from src.models.loop import seeded
 from src.models.lstm_attack_predictor import RealDataLSTMPredictor
 from src.models.novelty import ClassDistance, Novelty, views
@@ -35,13 +36,21 @@ DRAWS = 10
 """Forward passes with dropout on, for the mutual information of the base LSTM (Gal and Ghahramani 2016)."""
 MARK = 0.95
 """Novelty above which a window is marked as new."""
-PRODUCT, SURENESS = "novelty (product)", "1 - largest probability"
+NOVELTY, SURENESS = "novelty (both distances)", "1 - largest probability"
 
 Score = Callable[[Tensor], NDArray[np.float64]]
 
 
-def scores(model: Network, dataset: Dataset, length: int) -> dict[str, Score]:
-    """Every score of raw windows (N, T, F) by its name: the higher, the less known. Fitted on `fit` and `calibrate` of the data set."""
+def scores(networks: Mapping[str, Network], name: str, dataset: Dataset, length: int) -> dict[str, Score]:
+    """Every score of raw windows (N, T, F) by its name: the higher, the less known. Fitted on `fit` and `calibrate` of the data set.
+
+    Args:
+        networks: both.
+        name: of the one that is scored; `disagreement` takes both, as the fused sensor's uncertainty does.
+        dataset: without the family that was left out.
+        length: rows in a window.
+    """
+    model = networks[name]
     windows, labels = (torch.from_numpy(part) for part in windows_of(dataset.splits["fit"], length, STRIDE)[:2])
     calibrate, calibrate_labels = (torch.from_numpy(part) for part in windows_of(dataset.splits["calibrate"], length, STRIDE)[:2])
     benign = torch.from_numpy(np.flatnonzero(family_index(dataset.class_names) == 0))
@@ -51,13 +60,14 @@ def scores(model: Network, dataset: Dataset, length: int) -> dict[str, Score]:
     in_batches: dict[str, Callable[[Tensor], Tensor]] = {
         SURENESS: lambda x: 1 - model.predict_attack_probability(x).amax(dim=1),
         "entropy": lambda x: _entropy(model.predict_attack_probability(x)),
-        "energy": lambda x: -torch.logsumexp(_plain_logits(model, x), dim=1),
+        "energy": lambda x: -torch.logsumexp(draws_of(model, x).mean(dim=0), dim=1),
         "mutual information": lambda x: _mutual_information(model, x),
+        "disagreement of both networks": lambda x: disagreement([torch.softmax(draws_of(one, x) / one.temperature, dim=-1) for one in networks.values()]),
         "Mahalanobis of embedding": lambda x: novelty.embedding(views(model, x)[0]),
         "relative Mahalanobis": lambda x: novelty.embedding(views(model, x)[0]) - background(views(model, x)[0]),
         "Mahalanobis of rows": lambda x: novelty.rows(views(model, x)[1]),
         "PCA of benign (anomaly)": lambda x: subspace.error(model.scaler(x.double())),
-        PRODUCT: lambda x: novelty.score(model, x),
+        NOVELTY: lambda x: novelty.score(model, x),
     }
 
     def batched(score: Callable[[Tensor], Tensor]) -> Score:
@@ -72,11 +82,6 @@ def scores(model: Network, dataset: Dataset, length: int) -> dict[str, Score]:
 
 def _entropy(p: Tensor) -> Tensor:
     return -(p * p.clamp(min=1e-12).log()).sum(dim=-1)
-
-
-def _plain_logits(model: Network, x: Tensor) -> Tensor:
-    """(B, C) before any normalisation (Liu et al. 2020): the temporal LSTM's `logits` are logarithms of mean probabilities, so its draws are averaged."""
-    return logits_of(model, x) if isinstance(model, RealDataLSTMPredictor) else model.sample_logits(x).mean(dim=0)
 
 
 def _mutual_information(model: Network, x: Tensor) -> Tensor:
@@ -130,7 +135,7 @@ class Trial:
 
 
 def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[str, Any]]]]:
-    """Gate `D13.unknown`: the product's score against how sure the network is of its answer, mean over families; tables by family."""
+    """Gate `D13.unknown`: novelty against how sure the network is of its answer, mean over families; tables by family."""
     config = DataConfig(root=options.root)
     dataset, length = load_dataset(config, SEED), config.window
     present = set(family_index(dataset.class_names))
@@ -139,40 +144,40 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
         families = families[-2:]
     epochs, stride, resamples = (2, 12, 200) if options.quick else (8, 5, 1000)
     against_known, against_benign, fates, means = [], [], [], []
-    differences: list[Estimate] = []
-    for name in NETWORKS:
-        on_agent: dict[str, list[float]] = {}
-        on_test: dict[str, list[Values]] = {}
-        for family in families:
-            known, held = without_family(dataset, family)
-            trained = train_network(name, known, length, epochs=epochs, stride=stride, seed=SEED)
-            choice, trial = (Trial(known.splits[side], held[side], length, count) for side, count in (("agent", 0), ("test", resamples)))
+    on_agent: dict[tuple[str, str], list[float]] = {}
+    on_test: dict[tuple[str, str], list[Values]] = {}
+    for family in families:
+        known, held = without_family(dataset, family)
+        trained = {name: train_network(name, known, length, epochs=epochs, stride=stride, seed=SEED) for name in NETWORKS}
+        networks = {name: one.model for name, one in trained.items()}
+        choice, trial = (Trial(known.splits[side], held[side], length, count) for side, count in (("agent", 0), ("test", resamples)))
+        for name in NETWORKS:
             place: dict[str, Any] = {"network": name, "family": family, "windows": int(trial.unknown.sum())}
             known_row, benign_row, fate = dict(place), dict(place), dict(place)
-            for title, score in scores(trained.model, known, length).items():
+            for title, score in scores(networks, name, known, length).items():
                 values = score(trial.windows)
                 told = trial.told(values)
-                on_test.setdefault(title, []).append(told)
-                on_agent.setdefault(title, []).append(float(choice.told(score(choice.windows))[0]))
+                on_test.setdefault((name, title), []).append(told)
+                on_agent.setdefault((name, title), []).append(float(choice.told(score(choice.windows))[0]))
                 known_row[title], benign_row[title] = float(told[0]), trial.told_from_benign(values)
-                if title == PRODUCT:
+                if title == NOVELTY:
                     low, high = interval(told[1:], 0.95)
-                    fate |= {"AUROC": float(told[0]), "low": low, "high": high, **trial.fate(trained.model, values)}
+                    fate |= {"AUROC": float(told[0]), "low": low, "high": high, **trial.fate(networks[name], values)}
             against_known.append(known_row)
             against_benign.append(benign_row)
-            fates.append({**fate, "macro-F1 of known (calibrate)": trained.macro_f1})
-        over_families = {title: np.mean(values, axis=0) for title, values in on_test.items()}  # (1 + R,) each
-        for title, values in over_families.items():
-            one = _estimate(values)
-            means.append({"network": name, "score": title, "agent": float(np.mean(on_agent[title])), "test": one.value, "low": one.low, "high": one.high})
-        differences.append(_estimate(over_families[PRODUCT] - over_families[SURENESS]))
+            fates.append({**fate, "macro-F1 of known (calibrate)": trained[name].macro_f1})
+    over_families = {key: np.mean(values, axis=0) for key, values in on_test.items()}  # (1 + R,) each
+    for name, title in sorted(over_families, key=lambda key: NETWORKS.index(key[0])):
+        one, on_choice = _estimate(over_families[name, title]), float(np.mean(on_agent[name, title]))
+        means.append({"network": name, "score": title, "agent": on_choice, "test": one.value, "low": one.low, "high": one.high})
+    differences = [_estimate(over_families[name, NOVELTY] - over_families[name, SURENESS]) for name in NETWORKS]
     worst = min(differences, key=lambda one: one.low)
-    what = f"AUROC of families left out, mean of {len(families)}: {PRODUCT} less {SURENESS}, the worse of {len(NETWORKS)} networks"
+    what = f"AUROC of families left out, mean of {len(families)}: {NOVELTY} less {SURENESS}, the worse of {len(NETWORKS)} networks"
     tables = {
         "AUROC of a family left out against known windows": against_known,
         "AUROC of a family left out against benign windows": against_benign,
-        f"what becomes of a family left out ({PRODUCT} above {MARK} marks a window as new)": fates,
-        "AUROC against known windows, mean over families (the product's score was chosen on agent)": means,
+        f"what becomes of a family left out ({NOVELTY} above {MARK} marks a window as new)": fates,
+        "AUROC against known windows, mean over families (novelty was chosen on agent)": means,
     }
     return {"D13.unknown": Gate(what, worst.value, 0.0, ">", worst.low, worst.high, by_interval=True)}, tables
 

@@ -220,6 +220,6 @@ def test_figures_name_the_class_its_confidence_and_the_features(kind: str) -> No
     tracker = AttentionTracker(model, chosen)
     tracker.record(1)
     if kind == "temporal":
-        assert "layer 1, a line a head" in words(tracking_figure(tracker.rows))
+        assert "layer 1, head 2" in words(tracking_figure(tracker.rows))
     else:
         assert tracker.rows == []

@@ -76,17 +76,18 @@ def _series(axes: Any, explanation: Explanation, feature: int, last: bool) -> No
     axes.set_xlim(*ends)
     every = np.concatenate([values, [low, high]])
     bottom, top = float(every.min()), float(every.max())
-    positive = every[every > 0]
+    positive, scale = every[every > 0], ""
     if bottom >= 0 and len(positive) and top > 100 * positive.min():
         axes.set_yscale("symlog", linthresh=max(float(positive.min()), top * 1e-9))
         axes.set_ylim(0 if bottom == 0 else bottom / 2, top * 3)
+        scale = ", log scale"
     elif top > bottom:
         axes.set_ylim(bottom - 0.15 * (top - bottom), top + 0.15 * (top - bottom))
     axes.set_yticks([bottom, top] if top > bottom else [bottom])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(_number)
     part = 100 * _share(explanation, feature)
-    axes.set_title(f"{explanation.feature_names[feature]}  ({part:.0f} % of what speaks for it)", fontsize=9, loc="left", color=INK, pad=3)
+    axes.set_title(f"{explanation.feature_names[feature]}  ({part:.0f} % of what speaks for it{scale})", fontsize=9, loc="left", color=INK, pad=3)
     _quiet(axes)
     axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     if last:
@@ -126,7 +127,9 @@ def curve_figure(curves: Curves, name: str) -> Figure:
     """Mean deletion and insertion curve, attributions against random order, with 95 % bands over windows of the mean."""
     figure = _canvas(9, 3.6)
     areas = curves.areas()
-    figure.suptitle(f"{name}: do the attributions find what matters? ({len(curves.deletion)} windows)", fontsize=11, color=INK, x=0.01, ha="left")
+    figure.suptitle(
+        f"{name[:1].upper()}{name[1:]}: do the attributions find what matters? ({len(curves.deletion)} windows)", fontsize=11, color=INK, x=0.01, ha="left"
+    )
     for axes, key, title in zip(
         figure.subplots(1, 2, sharey=True), ("deletion", "insertion"), ("taken out: lower is better", "put in: higher is better"), strict=True
     ):
@@ -152,15 +155,20 @@ def tracking_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     colours = ("#0b7285", "#e67700", "#862e9c", "#2b8a3e")
     titles = {"entropy": "entropy, share of an even spread", "distance": "mean |looking - looked-at|, steps"}
     for axes, (key, title) in zip(figure.subplots(1, 2), titles.items(), strict=True):
+        ends = []
         for layer, head in lines:
             mine = [row for row in rows if (row["layer"], row["head"]) == (layer, head)]
-            label = f"layer {layer + 1}, a line a head" if head == 0 else None
-            axes.plot([row["epoch"] for row in mine], [row[key] for row in mine], color=colours[layer % 4], lw=1.4, alpha=0.8, marker=".", label=label)
+            axes.plot([row["epoch"] for row in mine], [row[key] for row in mine], color=colours[layer % 4], lw=1.4, alpha=0.8, marker=".")
+            ends.append((mine[-1][key], mine[-1]["epoch"], layer, head))
+        gap, lowest = 0.04 * float(np.ptp(axes.get_ylim())), -np.inf
+        for value, epoch, layer, head in sorted(ends):  # names from below, none over another
+            lowest = max(value, lowest + gap)
+            axes.text(epoch, lowest, f"  layer {layer + 1}, head {head + 1}", fontsize=7, va="center", color=colours[layer % 4])
+        axes.set_xlim(right=axes.get_xlim()[1] + 0.22 * np.ptp(axes.get_xlim()))
         axes.set_title(title, fontsize=10, loc="left", color=INK)
         axes.set_xlabel("epoch", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _quiet(axes)
-    figure.axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle("Attention while training, on the same windows", fontsize=11, color=INK, x=0.01, ha="left")
     return figure
 
