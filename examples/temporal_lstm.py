@@ -96,9 +96,8 @@ def train(model: AdvancedLSTMTemporal, data: Dataset, args: argparse.Namespace) 
         fit, calibrate, on_epoch=lambda row: print(f"  epoch {row['epoch']:2}  loss {row['train/loss']:.3f}  macro-F1 {row['calibrate/macro_f1']:.3f}")
     )
     model.to("cpu").eval()
-    with torch.inference_mode():
-        parts = [(model(batch[0])["logits"], batch[1]) for batch in calibrate]
-    model.temperature.fill_(fit_temperature(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])))
+    draws = torch.cat([model.sample_logits(batch[0]) for batch in calibrate], dim=1)  # (S, N, C)
+    model.temperature.fill_(fit_temperature(draws, calibrate.labels))
 
 
 def evaluate(model: AdvancedLSTMTemporal, data: Dataset, args: argparse.Namespace) -> NDArray[np.float32]:
