@@ -25,7 +25,10 @@ from src.training.lstm_trainer import LSTMTrainer
 from src.training.peers import PEERS, Predictor
 
 MODEL, READOUT = "benchmark-model", "benchmark-readout"
-NETWORK_CODE = ("src/config.py", "src/data", "src/models", "src/training", "benchmarks/candidates.py")
+NETWORK_CODE = (
+    *("src/data", "src/models/loop.py", "src/models/scores.py", "src/models/lstm_attack_predictor.py", "src/models/predictor_interface.py"),
+    *("src/models/fusion.py", "src/models/temporal_lstm", "src/training/lstm_trainer.py", "src/training/temporal_trainer.py", "benchmarks/candidates.py"),
+)
 PEER_CODE = ("src/data", "src/models/scores.py", "src/training/peers.py", "benchmarks/candidates.py")
 """Code that a kept candidate hangs on."""
 BATCH = 1024

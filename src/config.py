@@ -91,14 +91,16 @@ class LSTMModelConfig(Section):
     """Between LSTM layers and in the classifier."""
     bidirectional: bool = False
     """Read the window both ways: the last forward state beside the first backward state."""
+    pooling: Literal["last", "last_mean"] = "last_mean"
+    """What the classifier reads: the last state, or the mean of all states beside it."""
 
 
 class LSTMTrainingConfig(Section):
     """Training of the base attack predictor."""
 
-    epochs: int = Field(default=20, ge=1)
+    epochs: int = Field(default=24, ge=1)
     """Largest number of epochs."""
-    batch_size: int = Field(default=256, ge=1)
+    batch_size: int = Field(default=128, ge=1)
     """Windows a step."""
     learning_rate: float = Field(default=2e-3, gt=0)
     """Peak rate of AdamW."""
@@ -114,7 +116,7 @@ class LSTMTrainingConfig(Section):
     """Largest norm of the gradient."""
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
     """Of the learning rate, an epoch at a time."""
-    patience: int = Field(default=5, ge=1)
+    patience: int = Field(default=8, ge=1)
     """Epochs without a better macro-F1 on `calibrate` before training stops."""
     stride: int = Field(default=3, ge=1)
     """Rows between the starts of two training windows."""
@@ -155,7 +157,9 @@ class TemporalModelConfig(Section):
 class TemporalTrainingConfig(LSTMTrainingConfig):
     """Training of the temporal LSTM: all that the base predictor's has, and what is its own."""
 
-    kl_weight: float = Field(default=0.3, ge=0)
+    epochs: int = Field(default=14, ge=1)
+    """Largest number of epochs."""
+    kl_weight: float = Field(default=1.0, ge=0)
     """Weight of the posterior's divergence from the prior (1: the evidence lower bound; less: a tempered one)."""
     domain_weight: float = Field(default=0.1, ge=0)
     """Weight of the discriminator's loss, where devices or sites are told apart."""
@@ -534,6 +538,8 @@ class Config(Section):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
+        "lstm.training.epochs": 14,
+        "temporal.training.epochs": 8,
         "rl.total_timesteps": 800_000,
         "eval.episodes": 200,
         "eval.tuning_episodes": 100,
@@ -544,6 +550,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lstm.training.epochs": 60,
         "lstm.training.patience": 10,
         "lstm.training.stride": 1,
+        "temporal.training.epochs": 40,
+        "temporal.training.stride": 1,
         "rl.total_timesteps": 6_000_000,
         "rl.seeds": 10,
         "eval.episodes": 1000,

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import os
@@ -82,6 +83,21 @@ def test_logits_probabilities_and_types_agree() -> None:
     assert net(windows).shape == (64, 4)
     torch.testing.assert_close(probability, torch.softmax(net(windows) / 2.0, -1))
     assert torch.equal(net.predict_attack_type(windows), net(windows).argmax(-1))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_mean_of_all_states_can_stand_beside_the_last(bidirectional: bool) -> None:
+    """Its columns of the first layer get a gradient, and rows before the last reach the logits even where the cell forgets all."""
+    shape = dataclasses.replace(SHAPE, pooling="last_mean", bidirectional=bidirectional)
+    made = build_model(shape, 0).eval()
+    windows = torch.from_numpy(DATA.splits["test"].features[:T][None])
+    with torch.no_grad():
+        states, _ = made.lstm(made.scaler(windows))
+        hidden = shape.hidden_size
+        last = torch.cat([states[:, -1, :hidden], states[:, 0, hidden:]], dim=1)  # an LSTM in one direction has nothing beyond `hidden`
+        expected = made.classifier(torch.cat([last, states.mean(dim=1)], dim=1))
+        torch.testing.assert_close(made(windows), expected)
+    assert made.classifier[0].in_features == 2 * RealDataLSTMPredictor(dataclasses.replace(shape, pooling="last")).classifier[0].in_features
 
 
 def test_bidirectional_reads_forward_last_with_backward_first() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class LSTMConfig:
     dropout: float = 0.2
     bidirectional: bool = False
     sequence_length: int = 10
+    pooling: Literal["last", "last_mean"] = "last"
 
 
 class Scaler(nn.Module):
@@ -73,7 +74,8 @@ class RealDataLSTMPredictor(nn.Module):
     """LSTM, dropout, dense, ReLU, dropout, dense: logits of attack classes for a window of raw features.
 
     Source: Hochreiter and Schmidhuber 1997 for the cell; the layout and its sizes (128 units, 2 layers) are the product's document 001.
-    A bidirectional model reads the last forward state beside the first backward one: each has seen the whole window.
+    A bidirectional model reads the last forward state beside the first backward one: each has seen the whole window. With `last_mean`
+    pooling the mean of all states stands beside the last: what a window shows on average is then not for the cell to carry.
     """
 
     temperature: Tensor
@@ -92,8 +94,9 @@ class RealDataLSTMPredictor(nn.Module):
         )
         self.dropout_layer = nn.Dropout(config.dropout)
         middle = max(1, config.hidden_size // 2)
+        width = config.hidden_size * (2 if config.bidirectional else 1) * (2 if config.pooling == "last_mean" else 1)
         self.classifier = nn.Sequential(
-            nn.Linear(config.hidden_size * (2 if config.bidirectional else 1), middle),
+            nn.Linear(width, middle),
             nn.ReLU(),
             nn.Dropout(config.dropout),
             nn.Linear(middle, config.num_classes),
@@ -107,6 +110,8 @@ class RealDataLSTMPredictor(nn.Module):
         last = states[:, -1, :hidden]  # (B, H)
         if self.config.bidirectional:
             last = torch.cat([last, states[:, 0, hidden:]], dim=1)  # (B, 2H)
+        if self.config.pooling == "last_mean":
+            last = torch.cat([last, states.mean(dim=1)], dim=1)  # (B, 2H), or (B, 4H)
         return self.classifier[:2](self.dropout_layer(last))  # (B, E)
 
     def forward(self, x: Tensor) -> Tensor:

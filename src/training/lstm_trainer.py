@@ -99,6 +99,7 @@ class LSTMTrainer:
             dropout=shape.dropout,
             bidirectional=shape.bidirectional,
             sequence_length=config.data.window,
+            pooling=shape.pooling,
         )
         temporal = config.temporal.model
         chosen = {name: getattr(temporal, name) for name in type(temporal).model_fields if name != "preset"}
