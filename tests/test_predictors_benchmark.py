@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from src.config import Config, load_config
 from src.data.audit import shuffled_rows
 from src.data.dataset import Dataset
 from src.errors import UserError
+from src.training.lstm_trainer import LSTMTrainer
 from src.training.peers import side_windows
 from tests.datasets import make_dataset
 
@@ -29,7 +31,9 @@ def dataset() -> Dataset:
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return load_config(overrides=["lstm.training.epochs=1", "lstm.model.hidden_size=4", "compute.threads=1"])
+    return load_config(
+        overrides=["lstm.training.epochs=1", "lstm.model.hidden_size=4", "temporal.training.epochs=1", "temporal.model.hidden_size=16", "compute.threads=1"]
+    )
 
 
 def said(protocol: Protocol, skill: float, seed: int, epistemic: bool = False) -> Readout:
@@ -87,19 +91,26 @@ def test_figures_are_small(outcome: tuple[dict[str, Gate], dict[str, list[dict]]
     assert all(5_000 < path.stat().st_size < 200_000 for path in drawn)
 
 
-def test_a_candidate_is_trained_once_and_read_again_from_what_was_kept(
-    config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", [BASE, TEMPORAL])
+def test_a_network_is_trained_once_and_read_again_from_what_was_kept(
+    config: Config, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("IOTDEF__COMPUTE__ARTIFACTS", str(tmp_path))
     sets = {"test": lambda: side_windows(dataset, "test", config.data.window)[0]}
-    first = read_out(BASE, config, dataset, 0, sets)
-    monkeypatch.setitem(CANDIDATES, BASE, lambda *_: pytest.fail("trained again"))
-    again = read_out(BASE, config, dataset, 0, sets)
-    np.testing.assert_array_equal(again.probabilities["test"], first.probabilities["test"])
-    assert (again.parameters, again.seconds) == (first.parameters, first.seconds)
-    for changed in (lambda: read_out(BASE, config, dataset, 1, sets), lambda: read_out(BASE, config, make_dataset(1), 0, sets)):
-        with pytest.raises(pytest.fail.Exception, match="trained again"):
-            changed()
+    first = read_out(name, config, dataset, 0, sets)
+    assert set(first.doubt) == ({"test"} if name == TEMPORAL else set())
+    # With the reading gone, the network alone is taken from what was kept and says the same.
+    shutil.rmtree(tmp_path / "benchmarks" / "readouts")
+    with monkeypatch.context() as patch:
+        patch.setattr(LSTMTrainer, "_train", lambda *_: pytest.fail("trained again"))
+        reread = read_out(name, config, dataset, 0, sets)
+        np.testing.assert_array_equal(reread.probabilities["test"], first.probabilities["test"])
+        assert (reread.parameters, reread.seconds) == (first.parameters, first.seconds)
+        for other in (lambda: read_out(name, config, dataset, 1, sets), lambda: read_out(name, config, make_dataset(1), 0, sets)):
+            with pytest.raises(pytest.fail.Exception, match="trained again"):
+                other()
+    monkeypatch.setitem(CANDIDATES, name, lambda *_: pytest.fail("asked again"))
+    np.testing.assert_array_equal(read_out(name, config, dataset, 0, sets).probabilities["test"], first.probabilities["test"])
 
 
 def test_a_part_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
