@@ -7,8 +7,8 @@ a third place (IoT-23 34-1) that are flagged. Beside them, ordinary windows of t
 
 The first half of each device's captures is the site's own traffic, unlabelled and taken to be ordinary; the second half is held out. A
 threshold is the lowest that flags at most `FALSE_ALARMS` of ordinary windows that were not trained on, of either site (the trap's: of the
-new one). Every method but the fresh one starts from the same home detector of the same seed. Intervals: bootstrap over captures (the site), over blocks of windows
-inside each class (everything else), and over training seeds.
+new one). Every method but the fresh one starts from the same home detector of the same seed. Intervals: bootstrap over captures (the
+site), over blocks of windows inside each class (everything else), and over training seeds.
 """
 
 from __future__ import annotations
