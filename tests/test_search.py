@@ -120,26 +120,27 @@ def test_a_finished_search_trains_nothing_and_a_longer_one_goes_on(straight: tup
     assert longer.rows[:4] == outcome.rows
 
 
-def test_another_seed_or_data_is_another_study(straight: tuple[Outcome, Record, Path], tmp_path: Path) -> None:
-    other = found(tmp_path / "a.db", 1, given=config("compute.seed=1"))
+def test_another_seed_or_data_is_another_study(straight: tuple[Outcome, Record, Path]) -> None:
+    store = straight[2]
+    other = found(store, 1, given=config("compute.seed=1"))
     assert other.rows[0] != straight[0].rows[0]
-    names = {straight[0].study, other.study, found(tmp_path / "b.db", 1, data=dataclasses.replace(DATA, data_hash="other")).study}
+    names = {straight[0].study, other.study, found(store, 1, data=dataclasses.replace(DATA, data_hash="other")).study}
     assert len(names) == 3
-    found(tmp_path / "c.db", 1, study="mine")
+    found(store, 1, study="mine")
     with pytest.raises(UserError, match=r"study 'mine' .* other settings"):
-        found(tmp_path / "c.db", 2, study="mine", given=config("compute.seed=1"))
+        found(store, 2, study="mine", given=config("compute.seed=1"))
 
 
-def test_test_rows_are_never_read(straight: tuple[Outcome, Record, Path], tmp_path: Path) -> None:
+def test_test_rows_are_never_read(straight: tuple[Outcome, Record, Path]) -> None:
     splits = {name: DATA.splits[name] for name in ("fit", "calibrate")}
-    assert found(tmp_path / "search.db", 1, data=dataclasses.replace(DATA, splits=splits)).rows == straight[0].rows[:1]
+    assert found(straight[2], 1, data=dataclasses.replace(DATA, splits=splits), study="blind").rows == straight[0].rows[:1]
 
 
 def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
     ranges = {"lstm.training.learning_rate": ("categorical", (0.02, 1e-9))}
     given = config("lstm.training.epochs=6", "lstm.model.hidden_size=8", "lstm.training.stride=4", "lstm.training.batch_size=16")
     record = Record()
-    outcome = found(tmp_path / "search.db", 8, record, given, ranges=ranges)
+    outcome = found(tmp_path / "search.db", 7, record, changed(given, {"compute.seed": 2}), ranges=ranges)
     states = {row["state"] for row in outcome.rows if row["lstm.training.learning_rate"] == 1e-9}
     assert "pruned" in states
     assert {row["state"] for row in outcome.rows if row["lstm.training.learning_rate"] == 0.02} == {"complete"}
@@ -153,7 +154,7 @@ def test_a_trial_that_diverges_scores_nothing_and_a_fault_of_the_input_is_said(t
     given = config("lstm.model.hidden_size=4", "lstm.training.clip_norm=1e30")
     for seed in range(10):  # until the first draw is the sound one, and another is not
         try:
-            outcome = found(tmp_path / f"{seed}.db", 4, given=changed(given, {"compute.seed": seed}), ranges=ranges)
+            outcome = found(tmp_path / "search.db", 4, given=changed(given, {"compute.seed": seed}), ranges=ranges)
         except UserError as error:
             assert "no longer finite" in str(error)  # noqa: PT017 - either end is right, by the draw
             continue
