@@ -1,8 +1,9 @@
 """D13: attacks that no sensor has seen. Each attack family is left out of `fit` and `calibrate` in turn, and its windows are to be told from known ones.
 
-Known are all classes that stay, benign and attacks, as they come; told from benign windows alone is shown beside it. `src.models.novelty`
-was chosen on windows of `agent`, and both sides are shown. Both networks are trained for fewer epochs on fewer windows than the
-product's, so that fourteen trainings fit: say so with the figures. Intervals are over blocks of windows (`src.evaluation.detection`).
+Known are all classes that stay, benign and attacks, as they come; told from benign windows alone is shown beside it. The form of
+`src.models.novelty` was chosen on windows of `agent`, and both sides are shown; the families are the same on both. Both networks are
+trained with one seed, for fewer epochs and on fewer windows than the product's, so that fourteen trainings fit: say so with the figures.
+Intervals are over blocks of windows (`src.evaluation.detection`) and know nothing of seeds.
 """
 
 from __future__ import annotations
