@@ -50,7 +50,7 @@ def train_network(name: str, dataset: Dataset, length: int, *, epochs: int, stri
     with seeded(seed, 0):
         model = create_model("fast_training", input_size=features, num_classes=classes, sequence_length=length)
     if name == BASE:
-        model = build_model(LSTMConfig(features, num_classes=classes, sequence_length=length), seed)
+        model = build_model(LSTMConfig(features, num_classes=classes, sequence_length=length, pooling="last_mean"), seed)
     if folder.exists():
         meta = open_artifact(folder, KIND)
         model.load_state_dict(load_file(folder / "model.safetensors"))

@@ -61,7 +61,7 @@ _REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pydantic", "PyYAML",
 
 
 class Tracker:
-    """Logs to one run. Meets `src.training.lstm_trainer.TrainingLog`."""
+    """Logs to one run. Meets `src.training.log.TrainingLog`."""
 
     def __init__(self, client: mlflow.MlflowClient, experiment_id: str, run_id: str, config: Config) -> None:
         self._client, self._experiment, self._config = client, experiment_id, config

@@ -76,7 +76,11 @@ def test_it_logs_epochs_results_figures_and_tables(run: tuple[TrainedSensor, Not
     assert {f"test/{key}" for key in trained.metrics} == set(notes.final)
     assert notes.final["test/macro_f1"] == trained.evaluation.metrics()["macro_f1"] > 0.5
     assert {"test/weighted_f1", "test/accuracy", "test/benign_false_positive_rate", "test/family/Web/macro_f1", "test/seconds"} <= set(notes.final)
-    assert set(notes.files) == {"sensor_classes.json", "sensor_confusion.png", "lstm_learning.png", "temporal_learning.png"}
+    explained = {name for name in notes.files if name.startswith("explanations")}
+    assert set(notes.files) - explained == {"sensor_classes.json", "sensor_confusion.png", "lstm_learning.png", "temporal_learning.png"}
+    assert {"explanations.json", "explanations/DDoS_attributions.png", "explanations/DDoS_attention.png"} <= explained
+    assert {row["feature"] for row in notes.files["explanations.json"]} <= set(FEATURES)
+    assert {"temporal/attention/layer0_head0_entropy", "temporal/attention/layer0_head1_distance"} <= set(notes.epochs[1])
     assert [row["class"] for row in notes.files["sensor_classes.json"]] == list(CLASSES)
     assert "synthetic profile" in notes.files["sensor_confusion.png"].axes[0].get_title()
 

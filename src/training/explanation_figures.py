@@ -11,10 +11,53 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from numpy.typing import NDArray
 
-from src.models.explanations import Curves, Explanation, place_in_words
+from src.data.dataset import Dataset
+from src.data.taxonomy import FAMILIES, family_index
+from src.data.windows import gather, window_starts
+from src.models.explanations import BenignReference, Curves, Explanation, explain, place_in_words, predict
+from src.models.temporal_lstm import AdvancedLSTMTemporal
+from src.training.log import TrainingLog
 
 INK, MUTED, FOR, AGAINST, USUAL = "#1f2933", "#8a94a0", "#c92a2a", "#1864ab", "#d0ebff"
+
+REFERENCE_WINDOWS, CANDIDATES = 500, 40
+"""Benign windows of `fit` that explanations compare with, and windows of each class of `test` among which a telling one is sought."""
+
+
+def log_explanations(log: TrainingLog, model: AdvancedLSTMTemporal, dataset: Dataset, length: int) -> None:
+    """Explain, for each family, the window of `test` that a model calls rightly and most surely: two figures each, and a table of reasons.
+
+    Files are `explanations/FAMILY_attributions.png`, `explanations/FAMILY_attention.png` and `explanations.json`.
+    """
+    family = family_index(dataset.class_names)
+    benign = [_spread(dataset, "fit", length, int(label), REFERENCE_WINDOWS) for label in np.flatnonzero(family == 0)]
+    reference = BenignReference.fit(np.concatenate(benign))
+    chosen: dict[str, tuple[float, NDArray[np.float32]]] = {}
+    for label in range(len(dataset.class_names)):
+        windows = _spread(dataset, "test", length, label, CANDIDATES)
+        said = predict(model, windows)
+        sure = np.where(said.argmax(axis=1) == label, said[:, label], -1.0)
+        best, name = int(sure.argmax()), FAMILIES[family[label]]
+        if sure[best] > chosen.get(name, (-1.0, windows))[0]:
+            chosen[name] = (float(sure[best]), windows[best])
+    if not chosen:
+        return
+    found = explain(model, np.stack([window for _, window in chosen.values()]), reference, dataset.feature_names, dataset.class_names)
+    for name, one in zip(chosen, found, strict=True):
+        log.log_figure(attribution_figure(one), f"explanations/{name}_attributions.png")
+        log.log_figure(attention_figure(one), f"explanations/{name}_attention.png")
+    rows = [{"family": name, "predicted": one.predicted, **row} for name, one in zip(chosen, found, strict=True) for row in one.rows()[:5]]
+    log.log_table(rows, "explanations.json")
+
+
+def _spread(dataset: Dataset, side: str, length: int, label: int, count: int) -> NDArray[np.float32]:
+    """At most `count` raw windows (n, T, F) of a class, evenly spread."""
+    rows = dataset.splits[side]
+    starts = window_starts(rows.segment, length)
+    starts = starts[rows.label[starts] == label]
+    return gather(rows.features, starts[np.unique(np.linspace(0, len(starts) - 1, min(count, len(starts))).astype(np.int64))], length)
 
 
 def attention_figure(explanation: Explanation, features: int = 5, marked: int = 3) -> Figure:

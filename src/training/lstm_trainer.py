@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor, 
 from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor, Second, fit_temperature, temporal_draws
 from src.models.scores import Evaluation, confusion_matrix
 from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model, get_config
+from src.training.explanation_figures import log_explanations
+from src.training.log import TrainingLog
 from src.training.temporal_trainer import TemporalTrainer
 
 SUBSPACE_WINDOWS = 20_000
@@ -36,19 +38,6 @@ SUBSPACE_WINDOWS = 20_000
 
 LEAST_DISAGREEMENT = 0.01
 """Nats: networks that agree on all calibration windows are not told apart more finely than this."""
-
-
-class TrainingLog(Protocol):
-    """Where figures of a training go: `src.tracking.Tracker`, or nothing."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Record numbers, of an epoch or final."""
-
-    def log_figure(self, figure: Figure, path: str) -> None:
-        """Record a figure under a file name."""
-
-    def log_table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
-        """Record rows under a file name."""
 
 
 @dataclass(frozen=True)
@@ -227,6 +216,8 @@ class LSTMTrainer:
         for checkpoint in checkpoints.values():
             checkpoint.unlink(missing_ok=True)
         self._log_results(evaluation, {"lstm": history, "temporal": temporal_history}, metrics)
+        if self.log is not None:
+            log_explanations(self.log, temporal, self.dataset, self.shape.sequence_length)
         return TrainedSensor(sensor, evaluation, history, metrics, folder)
 
     def join(self, base: RealDataLSTMPredictor, temporal: AdvancedLSTMTemporal) -> EnhancedAttackPredictor:

@@ -24,7 +24,8 @@ from src.config import BASE_SPACE, TRAINING_SPACE, Config, changed, leaves
 from src.data.dataset import Dataset
 from src.errors import UserError
 from src.models.temporal_lstm import SEARCH_SPACES
-from src.training.lstm_trainer import LSTMTrainer, TrainingLog
+from src.training.log import TrainingLog
+from src.training.lstm_trainer import LSTMTrainer
 
 Kind = Literal["base", "temporal"]
 OBJECTIVE = "calibrate/macro_f1"

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from src.config import TemporalTrainingConfig
 from src.errors import UserError
+from src.models.explanations import AttentionTracker
 from src.models.loop import Batch, Batches, Trainer, WindowBatches
 from src.models.temporal_lstm import AdvancedLSTMTemporal, ArchitectureController, Augmentation, ModelConfig, domain_schedule
 
@@ -20,6 +21,8 @@ IGNORED = -1
 """Domain of a window that the discriminator does not see."""
 PROBE = 512
 """Windows of `calibrate` by which the architecture is judged."""
+TRACKED = 64
+"""Windows of `calibrate` on which attention is followed from epoch to epoch."""
 
 
 class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
@@ -70,9 +73,18 @@ class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
             if "controller" in state:
                 self.controller.restore(state.pop("controller"))
         super()._step(state, train_batches, calibrate_batches)
+        state["history"][-1] |= self._attention(calibrate_batches)
         if self.controller is not None:
             self.controller.update(state["history"][-1])
             state["history"][-1] |= {name: float(getattr(self.model.config, name)) for name in ("num_levels", "num_heads", "memory_slots")}
+
+    def _attention(self, batches: Batches) -> dict[str, float]:
+        """How evenly each head spreads over the first windows of `calibrate` (entropy, 1 is even), and how far it looks (steps)."""
+        windows = next(iter(batches))[0][:TRACKED]
+        tracker = AttentionTracker(self.model, windows.cpu().numpy())
+        tracker.record(self._epoch)
+        names = ("entropy", "distance")
+        return {f"attention/layer{int(row['layer'])}_head{int(row['head'])}_{name}": row[name] for row in tracker.rows for name in names}
 
     def _watch(self, batches: Batches) -> ArchitectureController:
         """A controller that probes the model with windows spread over `calibrate`."""
