@@ -128,7 +128,85 @@ def headlines() -> str:
     return _table(["gate", "measured", "95 % interval", "target", "met"], rows)
 
 
+def part(title: str, **columns: str) -> Callable[[], str]:
+    """Some columns of one table of `predictors.json`, each under its heading; `value=` is shown with `low` and `high` beside it as an interval.
+
+    Args:
+        title: of the table.
+        columns: heading by key, with `_` for what cannot stand in a name; `KEY__interval` shows the ends of KEY's interval.
+    """
+
+    def show() -> str:
+        rows = _load("predictors")["tables"][title]
+        return _table(list(columns.values()), [[_of(row, key) for key in columns] for row in rows])
+
+    return show
+
+
+def _of(row: dict[str, Any], key: str) -> Any:
+    named = {re.sub(r"\W", "_", name): value for name, value in row.items()}
+    if not key.endswith("__interval"):
+        return named[key]
+    stem = key.removesuffix("__interval")
+    low, high = (named[f"{stem}_{end}"] if f"{stem}_{end}" in named else named[end] for end in ("low", "high"))
+    return "" if low is None else f"[{_number(low)}, {_number(high)}]"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "predictors": lambda: gates("predictors"),
+    "temporal_speed": lambda: gates("temporal_speed"),
+    "candidates": part(
+        "protocol: candidates",
+        candidate="trained detector",
+        macro_f1="macro-F1",
+        macro_f1__interval="95 % interval",
+        accuracy="accuracy",
+        family_macro_f1="macro-F1, 8 families",
+        benign_fpr="benign FPR",
+        recall_at_1pct_fpr="recall at 1 % FPR",
+        classwise_calibration_error="classwise calibration error",
+        parameters="parameters",
+        seconds="training, s",
+    ),
+    "controls": part(
+        "protocol: controls",
+        candidate="trained detector",
+        macro_f1="macro-F1",
+        lost__rows_shuffled="lost with rows shuffled",
+        lost__rows_shuffled__interval="95 % interval",
+        last_row_only="last row only",
+        natural_prevalence_macro_f1="macro-F1 at natural prevalence",
+    ),
+    "doubt": part(
+        "protocol: doubt",
+        candidate="trained detector",
+        doubt="doubt",
+        auroc="AUROC for errors",
+        auroc__interval="95 % interval",
+        risk="errors",
+        risk_at_80_="errors at 80 % coverage",
+        ratio="ratio",
+    ),
+    "fusion": part(
+        "fusion: return in the environment by sensor",
+        sensor="sensor",
+        policy="policy",
+        **{"return": "mean return"},
+        return__interval="95 % interval",
+        fused_minus_this="fused minus this",
+        difference__interval="95 % interval of it",
+    ),
+    "site": part(
+        "site: methods",
+        method="method",
+        site_false_alarms="alarms at the site",
+        recall="recall on attacks",
+        recall__interval="95 % interval",
+        recall_small="recall, 10-frame classes",
+        home_benign_flagged="home's benign flagged",
+        infected_flagged="34-1 flagged",
+        third_flagged="third site's benign flagged",
+    ),
     "policies": policies,
     "env_gates": lambda: gates("env_gates"),
     "env_speed": lambda: gates("env_speed"),
