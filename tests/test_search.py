@@ -223,7 +223,8 @@ def test_wrong_input_is_one_line_and_status_2(words: list[str], said: str, capsy
 @pytest.mark.slow
 def test_the_temporal_network_is_searched(tmp_path: Path) -> None:
     ranges = {"temporal.model.hidden_size": ("categorical", (8, 16)), "temporal.training.kl_weight": ("float", 0.1, 1.0, True)}
-    outcome = search(config(), DATA, "temporal", ranges, 2, tmp_path / "search.db", Record().open)
+    given = config("temporal.training.epochs=4", "temporal.training.stride=4", "temporal.training.batch_size=16", "temporal.training.learning_rate=0.01")
+    outcome = search(given, DATA, "temporal", ranges, 2, tmp_path / "search.db", Record().open)
     assert set(outcome.settings) == set(ranges)
     assert outcome.value > 0.2
 
