@@ -128,31 +128,53 @@ def headlines() -> str:
     return _table(["gate", "measured", "95 % interval", "target", "met"], rows)
 
 
-def part(title: str, **columns: str) -> Callable[[], str]:
-    """Some columns of one table of `predictors.json`, each under its heading; `value=` is shown with `low` and `high` beside it as an interval.
+def part(title: str, where: dict[str, tuple[str, ...]] | None = None, **columns: str) -> Callable[[], str]:
+    """Some columns of one table of `predictors.json`, each under its heading.
 
     Args:
         title: of the table.
-        columns: heading by key, with `_` for what cannot stand in a name; `KEY__interval` shows the ends of KEY's interval.
+        where: shows only rows whose values of these keys are among those named.
+        columns: heading by key, with `_` for what cannot stand in a name; `KEY__interval` shows KEY's interval.
     """
 
     def show() -> str:
         rows = _load("predictors")["tables"][title]
-        return _table(list(columns.values()), [[_of(row, key) for key in columns] for row in rows])
+        chosen = [row for row in rows if all(row[key] in allowed for key, allowed in (where or {}).items())]
+        return _table(list(columns.values()), [[_of(row, key) for key in columns] for row in chosen])
 
     return show
 
 
 def _of(row: dict[str, Any], key: str) -> Any:
+    """A cell, or the ends of an interval: those named after the key, or else the row's only ones."""
     named = {re.sub(r"\W", "_", name): value for name, value in row.items()}
     if not key.endswith("__interval"):
         return named[key]
     stem = key.removesuffix("__interval")
-    low, high = (named[f"{stem}_{end}"] if f"{stem}_{end}" in named else named[end] for end in ("low", "high"))
+    ends = next(pair for pair in ((f"{stem}_low", f"{stem}_high"), (f"{stem}__low", f"{stem}__high"), ("low", "high")) if pair[0] in named)
+    low, high = (named[end] for end in ends)
     return "" if low is None else f"[{_number(low)}, {_number(high)}]"
 
 
+def both(*shows: Callable[[], str]) -> Callable[[], str]:
+    """Several tables below one another."""
+    return lambda: "\n\n".join(show() for show in shows)
+
+
+SENSOR_HEADLINES = (
+    "C4.rows", "C4.pooled", "C4.stats", "D13.base", "D13.calibration", "D13.uncertainty", "D13.selective", "D13.site", "D13.site.false_alarms",
+    "D13.site.shortcut", "D13.unknown", "D7.old", "D8.deletion",
+)  # fmt: skip
+
+
+def sensor_headlines() -> str:
+    """The sensors' gates that say most."""
+    found = _load("predictors")["gates"]
+    return _table(["gate", "measured", "95 % interval", "target", "met"], [_gate(key, found[key]) for key in SENSOR_HEADLINES])
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "sensor_headlines": sensor_headlines,
     "predictors": lambda: gates("predictors"),
     "temporal_speed": lambda: gates("temporal_speed"),
     "candidates": part(
@@ -162,20 +184,22 @@ TABLES: dict[str, Callable[[], str]] = {
         macro_f1__interval="95 % interval",
         accuracy="accuracy",
         family_macro_f1="macro-F1, 8 families",
-        benign_fpr="benign FPR",
-        recall_at_1pct_fpr="recall at 1 % FPR",
-        classwise_calibration_error="classwise calibration error",
+        benign_fpr="benign called attack",
+        recall_at_alarm="recall, alarm set for 1 % on calibrate",
+        fpr_at_alarm="its false alarms on test",
         parameters="parameters",
         seconds="training, s",
     ),
-    "controls": part(
-        "protocol: controls",
-        candidate="trained detector",
-        macro_f1="macro-F1",
-        lost__rows_shuffled="lost with rows shuffled",
-        lost__rows_shuffled__interval="95 % interval",
-        last_row_only="last row only",
-        natural_prevalence_macro_f1="macro-F1 at natural prevalence",
+    "controls": both(
+        part("protocol: controls", candidate="trained detector", control="control", macro_f1="macro-F1", lost="lost", lost__interval="95 % interval"),
+        part(
+            "protocol: natural prevalence",
+            candidate="at natural prevalence",
+            macro_f1="macro-F1",
+            macro_f1__interval="95 % interval",
+            accuracy="accuracy",
+            benign_fpr="benign called attack",
+        ),
     ),
     "doubt": part(
         "protocol: doubt",
@@ -196,16 +220,93 @@ TABLES: dict[str, Callable[[], str]] = {
         fused_minus_this="fused minus this",
         difference__interval="95 % interval of it",
     ),
-    "site": part(
-        "site: methods",
-        method="method",
-        site_false_alarms="alarms at the site",
-        recall="recall on attacks",
-        recall__interval="95 % interval",
-        recall_small="recall, 10-frame classes",
-        home_benign_flagged="home's benign flagged",
-        infected_flagged="34-1 flagged",
-        third_flagged="third site's benign flagged",
+    "site": both(
+        part(
+            "site: methods",
+            method="method",
+            site_false_alarms="alarms at the site",
+            recall="recall on attacks",
+            recall__interval="95 % interval",
+            recall_small="recall, 10-frame classes",
+            home_benign_flagged="home's benign flagged",
+            infected_flagged="34-1 flagged",
+            third_flagged="third place's benign flagged",
+        ),
+        part(
+            "site: elsewhere",
+            method="the chosen method elsewhere",
+            site_false_alarms="alarms at the site",
+            recall="recall on attacks",
+            recall__interval="95 % interval",
+            home_benign_flagged="home's benign flagged",
+            infected_flagged="34-1 flagged",
+            third_flagged="third place's benign flagged",
+        ),
+    ),
+    "families": both(
+        part(
+            "families: AUROC of a family left out against known windows",
+            network="network",
+            family="family left out",
+            windows="windows",
+            **{"1___largest_probability": "1 - largest p"},
+            entropy="entropy",
+            Mahalanobis_of_embedding="Mahalanobis, embedding",
+            Mahalanobis_of_rows="Mahalanobis, rows",
+            PCA_of_benign__anomaly_="anomaly (PCA)",
+            novelty__both_distances_="novelty",
+        ),
+        part(
+            "families: what becomes of a family left out (novelty (both distances) above 0.95 marks a window as new)",
+            network="network",
+            family="family left out",
+            AUROC="novelty AUROC",
+            AUROC__interval="95 % interval",
+            called_benign="called benign",
+            marked_as_new="marked as new",
+            benign_and_not_marked="benign and not marked",
+            known_windows_marked="known windows marked",
+        ),
+    ),
+    "devices": both(
+        *(
+            part(
+                f"devices: leave one device out, {schema}",
+                arm=schema,
+                devices="devices",
+                device_left_out_flagged="its benign flagged",
+                device_left_out_flagged__interval="95 % interval",
+                worst_device="worst device",
+                recall="recall",
+                benign_of_the_attacks__site_flagged="benign of the attacks' site flagged",
+                **more,
+            )
+            for schema, more in (("39 features", {"34_1_flagged": "34-1 flagged"}), ("115 features", {}))
+        )
+    ),
+    "online": both(
+        part(
+            "online: before and after",
+            {"new_family": ("mean",)},
+            stream="stream",
+            method="method",
+            old_f1="macro-F1, old classes",
+            old_change="change",
+            old_change__interval="95 % interval",
+            new_f1="F1, new family",
+            all_f1="macro-F1, all",
+            ms_a_batch="ms a batch",
+        ),
+        part(
+            "online: drift",
+            signal="drift signal",
+            new_family="new family",
+            streams="streams",
+            missed="missed",
+            median_delay_windows="median delay, windows",
+            false_alarms="false alarms",
+            unchanged_windows="in unchanged windows",
+        ),
     ),
     "policies": policies,
     "env_gates": lambda: gates("env_gates"),
