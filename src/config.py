@@ -538,8 +538,7 @@ class Config(Section):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "lstm.training.epochs": 14,
-        "temporal.training.epochs": 8,
+        "temporal.training.epochs": 12,
         "rl.total_timesteps": 800_000,
         "eval.episodes": 200,
         "eval.tuning_episodes": 100,
