@@ -538,7 +538,8 @@ class Config(Section):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
-        "temporal.training.epochs": 12,
+        "lstm.training.epochs": 14,
+        "temporal.training.epochs": 8,
         "rl.total_timesteps": 800_000,
         "eval.episodes": 200,
         "eval.tuning_episodes": 100,
