@@ -174,8 +174,12 @@ CANDIDATES: dict[str, Train] = {BASE: _network(base_lstm), TEMPORAL: _network(te
 
 
 def read_out(name: str, config: Config, dataset: Dataset, seed: int, windows: Mapping[str, Callable[[], Windows]]) -> Readout:
-    """Train a candidate with a seed and let it read every set of windows, or take what it said when it was trained on the same before."""
-    folder = cache_folder() / "readouts" / digest(identity(name, config, dataset, seed), sorted(windows))
+    """Train a candidate with a seed and let it read every set of windows, or take what it said when it was trained on the same before.
+
+    What was kept hangs on the modules that make the windows, too: by the module of each maker, and that of `side_windows`, which makers call.
+    """
+    makers = code_digest("src/training/peers.py", *sorted({f"{make.__module__.replace('.', '/')}.py" for make in windows.values()}))
+    folder = cache_folder() / "readouts" / digest(identity(name, config, dataset, seed), sorted(windows), makers)
     if folder.exists():
         meta = open_artifact(folder, READOUT)
         with np.load(folder / "readout.npz") as arrays:

@@ -28,6 +28,9 @@ BASE, TEMPORAL = "base LSTM", "temporal LSTM"
 NETWORKS = (BASE, TEMPORAL)
 """The base LSTM at its default size, and the temporal LSTM of the preset `fast_training`."""
 
+CODE = ("src/config.py", "src/data", "src/models", "src/training", "benchmarks/networks.py")
+"""What a kept network hangs on."""
+
 Network = RealDataLSTMPredictor | AdvancedLSTMTemporal
 
 
@@ -44,7 +47,7 @@ class Trained:
 
 def train_network(name: str, dataset: Dataset, length: int, *, epochs: int, stride: int, seed: int) -> Trained:
     """Train one of `NETWORKS`, or take it from where it was kept: by data, arguments and code."""
-    identity = digest(name, dataset.data_hash, length, epochs, stride, seed, code_digest("src/models", "src/training"))
+    identity = digest(name, dataset.data_hash, length, epochs, stride, seed, code_digest(*CODE))
     folder = cache_folder() / "networks" / identity
     classes, features = len(dataset.class_names), len(dataset.feature_names)
     with seeded(seed, 0):

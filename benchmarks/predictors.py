@@ -2,7 +2,7 @@
 
 `python -m benchmarks.predictors` measures each part that was not measured by this code on these data before, and writes
 `results/predictors.json`; `--part NAME` measures one and prints it. What a part found is kept below `artifacts/benchmarks`, by code,
-arguments and data, so that a run that was cut off goes on where it was.
+settings, versions, arguments and data, so that a run that was cut off goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import SHARED, Gate, PartOptions, cache_folder, code_digest, digest, launch, parser, show, write_result
-from src.artifacts import new_artifact, open_artifact
-from src.config import nearest
+from benchmarks.common import ROOT, SHARED, Gate, PartOptions, cache_folder, code_digest, digest, launch, parser, show, write_result
+from src.artifacts import new_artifact, open_artifact, versions
+from src.config import load_config, nearest
 from src.errors import UserError
 
 KIND = "benchmark-part"
@@ -40,7 +40,10 @@ def data_digest(*folders: Path) -> str:
 
 def outcome(part: str, options: PartOptions) -> Outcome:
     """What a part found, measured now unless this code has measured it on these data before."""
-    identity = digest(part, asdict(options), code_digest("src", "envs", "agents", "benchmarks"), data_digest(options.root, options.shared))
+    scenarios = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "envs").rglob("*.yml"))}
+    settings = load_config().model_dump(mode="json", exclude={"compute": {"artifacts"}})  # environment variables change them
+    code = (code_digest("src", "envs", "agents", "benchmarks"), versions(), scenarios, settings)
+    identity = digest(part, asdict(options), code, data_digest(options.root, options.shared))
     folder = cache_folder() / "parts" / f"{part}-{identity}"
     if folder.exists():
         open_artifact(folder, KIND)

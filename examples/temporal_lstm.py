@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from examples.common import launch, natural, positive
-from src.config import DataConfig, TemporalTrainingConfig
+from src.config import Config, changed, load_config
 from src.data.dataset import Dataset, load_dataset
 from src.data.taxonomy import family_index
 from src.data.windows import gather, window_starts
@@ -52,12 +52,21 @@ def arguments() -> argparse.Namespace:
     return words.parse_args()
 
 
-def read(args: argparse.Namespace) -> Dataset:
-    """Four sides of the data, for windows of the length that was asked for."""
-    shape = {"window": args.sequence_length, "gap": max(args.sequence_length, DataConfig().gap)}
+def settings(args: argparse.Namespace) -> Config:
+    """The sections `data` and `temporal.training` as the command line has them, checked."""
+    plain = load_config(environ={})
+    chosen = {
+        "data.window": args.sequence_length,
+        "data.gap": max(args.sequence_length, plain.data.gap),
+        "temporal.training.epochs": args.epochs,
+        "temporal.training.batch_size": args.batch_size,
+        "temporal.training.learning_rate": args.learning_rate,
+        "temporal.training.domain_weight": args.adversarial_weight,
+        "temporal.training.patience": 5,
+    }
     if args.data_path is None:
-        return load_dataset(DataConfig(synthetic_rows_per_class=max(args.sample_size, 400), **shape), args.seed)
-    return load_dataset(DataConfig(root=args.data_path, dataset=args.dataset, max_rows_per_class=max(args.sample_size, 200), **shape), args.seed)
+        return changed(plain, {**chosen, "data.synthetic_rows_per_class": max(args.sample_size, 400)})
+    return changed(plain, {**chosen, "data.root": args.data_path, "data.dataset": args.dataset, "data.max_rows_per_class": max(args.sample_size, 200)})
 
 
 def build(args: argparse.Namespace, data: Dataset) -> AdvancedLSTMTemporal:
@@ -83,14 +92,11 @@ def batches(data: Dataset, side: str, args: argparse.Namespace, domains: bool = 
     return WindowBatches(torch.from_numpy(rows.features), torch.from_numpy(starts), label, length, size, generator, domain if domains else None)
 
 
-def train(model: AdvancedLSTMTemporal, data: Dataset, args: argparse.Namespace) -> None:
+def train(model: AdvancedLSTMTemporal, data: Dataset, args: argparse.Namespace, config: Config) -> None:
     """Train on `fit`, stop and calibrate by `calibrate`."""
     fit, calibrate = batches(data, "fit", args, args.adversarial_weight > 0), batches(data, "calibrate", args)
-    settings = TemporalTrainingConfig(
-        epochs=args.epochs, batch_size=args.batch_size, learning_rate=args.learning_rate, domain_weight=args.adversarial_weight, patience=5
-    )
     counts = np.bincount(fit.labels.numpy(), minlength=len(data.class_names))
-    trainer = TemporalTrainer(model, settings, class_counts=counts, seed=args.seed, device=args.device)
+    trainer = TemporalTrainer(model, config.temporal.training, class_counts=counts, seed=args.seed, device=args.device)
     print(f"training on {len(fit.starts):,} windows of {args.sequence_length} rows ({trainer.device})")
     trainer.train(
         fit, calibrate, on_epoch=lambda row: print(f"  epoch {row['epoch']:2}  loss {row['train/loss']:.3f}  macro-F1 {row['calibrate/macro_f1']:.3f}")
@@ -151,11 +157,12 @@ def draw(model: AdvancedLSTMTemporal, data: Dataset, probabilities: NDArray[np.f
 def main() -> None:
     """Read, train, evaluate, explain."""
     args = arguments()
-    data = read(args)
+    config = settings(args)
+    data = load_dataset(config.data, args.seed)
     model = build(args, data)
     parameters = model.count_parameters()
     print("parameters  " + ", ".join(f"{block} {count:,}" for block, count in parameters.items()))
-    train(model, data, args)
+    train(model, data, args, config)
     print(f"figure      {draw(model, data, evaluate(model, data, args), args)}")
 
 

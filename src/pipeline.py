@@ -140,7 +140,7 @@ class Run:
     def _build_bank(self) -> TraceBank:
         sensor = EnhancedAttackPredictor.load(self.sensor_folder / "predictor")
         self.say("reading the held-back windows with the sensor, once")
-        bank = build_bank(self.traces, sensor, sensor.scale)
+        bank = build_bank(self.traces, sensor, sensor.scale, name="fused sensor")
         bank.save(self.bank_folder, {"data_hash": self.traces.data_hash, "seed": self.config.compute.seed})
         return bank
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from src.data.windows import gather, window_starts
 from src.errors import UserError
-from src.models.explanations import AttentionTracker, BenignReference, Explanation, attribute, curves, explain, place_in_words, predict
+from src.models.explanations import AttentionTracker, BenignReference, Explanation, _tensor, attribute, curves, explain, place_in_words, predict
 from src.models.loop import seeded
 from src.models.lstm_attack_predictor import LSTMConfig, build_model
 from src.models.temporal_lstm import create_model
@@ -223,3 +223,19 @@ def test_figures_name_the_class_its_confidence_and_the_features(kind: str) -> No
         assert "layer 1, head 2" in words(tracking_figure(tracker.rows))
     else:
         assert tracker.rows == []
+
+
+def test_windows_go_to_the_device_of_the_weights() -> None:
+    assert _tensor(windows("test")[:2], network("base").to("meta")).device.type == "meta"
+    assert _tensor(windows("test")[:2], Planted()).device.type == "cpu"  # it has no weights
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("kind", ["base", "temporal"])
+def test_a_network_on_a_gpu_is_explained_as_on_the_cpu(kind: str) -> None:
+    model, chosen = network(kind), windows("test")[::40]
+    here, there = (explain(model.to(device), chosen, REFERENCE, FEATURES, CLASSES, steps=8) for device in ("cpu", "cuda"))
+    for one, other in zip(here, there, strict=True):
+        np.testing.assert_allclose(other.probabilities, one.probabilities, atol=1e-3)
+        np.testing.assert_allclose(other.attributions, one.attributions, atol=0.02 * np.abs(one.attributions).max())
+        assert [layer.shape for layer in other.attention] == [layer.shape for layer in one.attention]

@@ -49,11 +49,6 @@ def test_an_informative_anomaly_moves_the_verdict_and_only_towards_attack() -> N
     assert (high < low).all()
 
 
-def test_one_sensor_alone_is_believed_as_it_is() -> None:
-    only = member(1.0, 4)[None]
-    np.testing.assert_array_equal(Fusion.alone(ATTACK).combine(only, CALM), only[0])
-
-
 def test_it_comes_back_from_its_tensors() -> None:
     members = np.stack([member(2.0, 1), member(1.5, 2)])
     fused = Fusion.fit(members, CALM, LABELS, ATTACK)

@@ -216,6 +216,16 @@ def test_an_interrupted_run_ends_as_one_that_was_not(tmp_path: Path, schedule: s
     assert third == history
 
 
+def test_a_checkpoint_written_without_mixed_precision_is_resumed_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.pt"
+    with pytest.raises(KeyboardInterrupt):
+        trained(file, stop_after=2)
+    later = RealDataTrainer(model(), settings(), device="cpu", class_counts=np.array([10, 20, 30, 40]))
+    later.gradient_scaler = torch.amp.GradScaler("cpu", enabled=True)  # as on a GPU
+    history = later.train(batches("fit", shuffle=True, size=32), batches("calibrate"), checkpoint=file, resume=True)
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+
+
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint.pt"
     trained(file, epochs=1)

@@ -9,11 +9,12 @@ import torch
 from src.artifacts import open_artifact
 from src.config import Config, load_config
 from src.data.bank import SPLITS, TraceBank
-from src.data.dataset import load_dataset
+from src.data.dataset import Rows, load_dataset
 from src.errors import UserError
 from src.models.lstm_attack_predictor import KIND
 from src.models.predictor_interface import FUSED, EnhancedAttackPredictor
 from src.predictor.interface import SensorReading
+from src.training.explanation_figures import log_explanations
 from src.training.lstm_trainer import LSTMTrainer, TrainedSensor, confusion_figure, history_figure
 from src.training.sensors import build_bank
 from tests.datasets import CLASSES, FEATURES, SIZES, make_dataset
@@ -83,6 +84,18 @@ def test_it_logs_epochs_results_figures_and_tables(run: tuple[TrainedSensor, Not
     assert {"temporal/attention/layer0_head0_entropy", "temporal/attention/layer0_head1_distance"} <= set(notes.epochs[1])
     assert [row["class"] for row in notes.files["sensor_classes.json"]] == list(CLASSES)
     assert "synthetic profile" in notes.files["sensor_confusion.png"].axes[0].get_title()
+
+
+def test_a_family_without_a_window_to_explain_is_left_out(run: tuple[TrainedSensor, Notes]) -> None:
+    second, notes = run[0].sensor.second, Notes()
+    assert second is not None
+    test = DATA.splits["test"]
+    kept = test.label != CLASSES.index("DDoS-UDP_Fragmentation")
+    lacking = Rows(**{field.name: getattr(test, field.name)[kept] for field in dataclasses.fields(Rows)})
+    log_explanations(notes, second.model, dataclasses.replace(DATA, splits={**DATA.splits, "test": lacking}), T)
+    told = {row["family"] for row in notes.files["explanations.json"]}
+    assert told
+    assert "DDoS" not in told  # which the same network explains where it has windows
 
 
 def test_the_artifact_says_where_it_comes_from_and_loads(run: tuple[TrainedSensor, Notes]) -> None:

@@ -13,6 +13,7 @@ import main as command_line
 from agents.baselines import threshold_candidates
 from src.artifacts import open_artifact
 from src.config import Config, Section, leaves, load_config
+from src.data.bank import TraceBank
 from src.data.ciciot2023 import FEATURES_39, FEATURES_46
 from src.tracking import mlflow  # not mlflow itself: it must find its environment set when it is imported
 
@@ -90,6 +91,7 @@ def test_everything_is_written(whole_run: Path) -> None:
     (sensor,) = (whole_run / "sensors").iterdir()
     for kind, place in (("lstm-predictor", sensor / "predictor"), ("trace-bank", sensor / "bank")):
         open_artifact(place, kind)
+    assert TraceBank.load(sensor / "bank").sensor == "fused sensor"
     leftovers = [path for place in ("runs", "sensors", "agents") for path in (whole_run / place).rglob("*") if re.search(r"^\.|checkpoint|tmp", path.name)]
     assert leftovers == []
     assert load_config(folder / "config.yml", environ={}).rl.n_envs == 16

@@ -10,7 +10,7 @@ import pytest
 
 import main as command_line
 from src.config import DataConfig
-from src.data.dataset import leave_out, load_dataset
+from src.data.dataset import content_hash, leave_out, load_dataset
 from src.data.nbaiot import DEVICES, FEATURES_115, read_nbaiot
 from src.data.taxonomy import LABELS
 from src.data.windows import window_starts
@@ -236,3 +236,14 @@ def test_iot_23_packets_are_read_whole() -> None:
     np.testing.assert_array_equal(hue, raw[: len(hue)])
     with pytest.raises(UserError, match="class 'C&C' has no window"):
         leave_out(data, "iot23_34-1_mirai_cc", 50)
+
+
+def test_a_hash_knows_whose_rows_they_are_where_there_are_several_devices(numbered: Path) -> None:
+    data = load_dataset(settings(numbered), 0)
+    plain = {"names": data.feature_names, "classes": data.class_names}
+    swapped = {side: dataclasses.replace(rows, domain=rows.domain[::-1]) for side, rows in data.splits.items()}
+    assert data.data_hash == content_hash(data.splits, **plain, domains=data.domain_names)
+    others = [content_hash(swapped, **plain, domains=data.domain_names), content_hash(data.splits, **plain, domains=data.domain_names[::-1])]
+    assert data.data_hash not in others
+    # Of one device, neither its rows' numbers nor its name: such hashes are as they were.
+    assert len({content_hash(splits, **plain, domains=(name,)) for splits in (data.splits, swapped) for name in "ab"}) == 1

@@ -229,6 +229,7 @@ def test_a_saved_learner_of_another_shape_is_one_line(weights: dict[str, torch.T
         (torch.zeros(2, T, 4), ["XSS", "XSS"], r"\(B, 6, 5\)"),
         (torch.full((1, T, 5), torch.nan), ["XSS"], "NaN"),
         (torch.zeros(1, T, 5), ["XXS"], "unknown label 'XXS': did you mean"),
+        (torch.zeros(2, T, 5), ["XSS", 3], "a label is 3; labels are names"),
     ],
 )
 def test_wrong_batches_are_refused_and_change_nothing(weights: dict[str, torch.Tensor], x: torch.Tensor, names: list[str], said: str) -> None:

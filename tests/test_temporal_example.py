@@ -54,6 +54,9 @@ def test_it_runs_without_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         (["--adversarial_weight", "1"], "needs rows of at least two devices"),
         (["--data_path", "nowhere"], "does not exist: give a folder of N-BaIoT's CSVs"),
         (["--num_layers", "50"], "num_levels is 50"),
+        (["--sequence_length", "1"], r"data\.window: .* greater than or equal to 2"),
+        (["--learning_rate", "0"], r"learning_rate: .* greater than 0"),
+        (["--adversarial_weight", "-1"], r"domain_weight: .* greater than or equal to 0"),
     ],
 )
 def test_wrong_input_is_one_line_and_a_failure(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:

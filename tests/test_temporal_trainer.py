@@ -11,7 +11,7 @@ from src.config import TemporalTrainingConfig
 from src.errors import UserError
 from src.models.loop import WindowBatches, seeded
 from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model, domain_schedule
-from src.training.temporal_trainer import IGNORED, TemporalTrainer
+from src.training.temporal_trainer import IGNORED, PROBE, TRACKED, TemporalTrainer, _spread_over
 from tests.datasets import CLASSES, FEATURES, make_dataset
 
 T = 6
@@ -156,3 +156,44 @@ def test_augmentation_changes_training_windows_only(name: str) -> None:
         losses.append((trained, float(one.objective(batch)[0].detach())))
     assert losses[0][0] != losses[1][0]
     assert losses[0][1] == pytest.approx(losses[1][1], abs=1e-5)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_what_was_given_back_can_learn_on(adaptive: bool) -> None:
+    """The optimiser moves the weights that the model has then, whether its shape went back or not."""
+    one = trainer(model(), epochs=5, learning_rate=1e-12, patience=5, adaptive=adaptive)
+    history = one.train(batches(), batches("calibrate"))
+    assert adaptive == (len({(row.get("num_levels"), row.get("num_heads"), row.get("memory_slots")) for row in history}) > 1)
+    assert one.model.config == model().config
+    before = {name: value.detach().clone() for name, value in one.model.named_parameters()}
+    one.optimizer.param_groups[0]["lr"] = 0.01
+    with seeded(0, 9):
+        one.train_epoch(batches())
+    assert all(not torch.equal(value, before[name]) for name, value in one.model.named_parameters() if value.grad is not None)
+    assert sum(value.grad is not None for value in one.model.parameters()) > 10
+
+
+@pytest.mark.parametrize("count", [TRACKED, PROBE])
+def test_windows_are_picked_evenly_from_every_batch(count: int) -> None:
+    held = batches("calibrate")
+    windows, labels = _spread_over(held, count)
+    every = [torch.cat(parts) for parts in zip(*held, strict=True)]
+    chosen = torch.linspace(0, len(every[1]) - 1, min(count, len(every[1]))).long()
+    assert torch.equal(windows, every[0][chosen])
+    assert torch.equal(labels, every[1][chosen])
+    assert set(labels.tolist()) == set(range(len(CLASSES)))
+
+
+def test_divergence_names_the_setting_that_the_network_has() -> None:
+    made = model()
+    with torch.no_grad():
+        made.output.mean.fill_(torch.nan)
+    with pytest.raises(UserError, match=r"no longer finite; lower temporal\.training\.learning_rate \(now 0\.01\)"):
+        trainer(made).validate_epoch(batches("calibrate"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_it_trains_on_a_gpu() -> None:
+    one = TemporalTrainer(model(domains=2), TemporalTrainingConfig(epochs=1, adaptive=True), class_counts=COUNTS, device="cuda")
+    history = one.train(batches(domains=torch.zeros_like(batches().labels)), batches("calibrate"))
+    assert "attention/layer0_head0_entropy" in history[0]

@@ -47,7 +47,7 @@ def test_a_family_is_taken_out_of_every_side(family: str) -> None:
     held = {name for name, found in zip(CLASSES, family_index(CLASSES), strict=True) if FAMILIES[found] == family}
     assert known.class_names == tuple(name for name in CLASSES if name not in held)
     assert known.assembled == tuple(name for name in DATA.assembled if name not in held)
-    assert known.data_hash == content_hash(known.splits, FEATURES, known.class_names)
+    assert known.data_hash == content_hash(known.splits, FEATURES, known.class_names, known.domain_names)
     assert set(taken) == set(known.splits) == set(DATA.splits)
     for side, rows in DATA.splits.items():
         names = np.array(CLASSES)[rows.label]
@@ -81,6 +81,12 @@ def test_distance_is_that_to_the_nearest_class_under_the_pooled_covariance() -> 
     for last in (7.0, 70.0):  # what never varied in `fit` says nothing later
         read = found(torch.from_numpy(np.hstack([probe, np.full((50, 1), last)]))).numpy()
         np.testing.assert_allclose(read, expected, rtol=0.02)
+
+
+def test_values_that_differ_between_classes_alone_are_told() -> None:
+    labels = torch.arange(3).repeat_interleave(20)
+    with pytest.raises(UserError, match="windows of each class are all but equal"):
+        ClassDistance.fit(torch.stack([labels, labels**2], dim=1), labels)
 
 
 @pytest.mark.parametrize("kind", ["base", "temporal"])

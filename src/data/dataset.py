@@ -55,7 +55,7 @@ class Dataset:
     assembled: tuple[str, ...]
     """Classes with rows that are not in capture order; results on their windows must say so."""
     data_hash: str
-    """SHA-256 of features, labels, runs and names of every side."""
+    """SHA-256 of features, labels, runs and names of every side, and of domains where there are several."""
     report: dict[str, int | float]
     """Counts of what was read, replaced and dropped."""
     domain_names: tuple[str, ...]
@@ -140,7 +140,7 @@ def divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig, 
         _require_windows(splits[name], name, classes, config.window)
     assembled = in_order([capture.label for capture in captures if not capture.ordered])
     log.info("%s: %s", source, ", ".join(f"{name} {count}" for name, count in report.items()))
-    return Dataset(names, classes, splits, source, site, assembled, content_hash(splits, names, classes), report, domains)
+    return Dataset(names, classes, splits, source, site, assembled, content_hash(splits, names, classes, domains), report, domains)
 
 
 def leave_out(dataset: Dataset, domain: str, window: int) -> Dataset:
@@ -173,7 +173,7 @@ def leave_out(dataset: Dataset, domain: str, window: int) -> Dataset:
                 f"without '{domain}', class '{name}' has no window of {window} rows on side '{side}': it is traffic of that device alone, or nearly"
             )
     splits["test"] = test
-    return dataclasses.replace(dataset, splits=splits, data_hash=content_hash(splits, dataset.feature_names, dataset.class_names))
+    return dataclasses.replace(dataset, splits=splits, data_hash=content_hash(splits, dataset.feature_names, dataset.class_names, dataset.domain_names))
 
 
 def _kept(rows: Rows, keep: NDArray[np.bool_], segment: NDArray[np.int32]) -> Rows:
@@ -226,7 +226,7 @@ def without_family(dataset: Dataset, family: str) -> tuple[Dataset, dict[str, Ro
         known[side] = dataclasses.replace(chosen := _chosen(rows, ~out), label=place[chosen.label].astype(np.int16))
         taken[side] = _chosen(rows, out)
     assembled = tuple(name for name in dataset.assembled if name in kept)
-    digest = content_hash(known, dataset.feature_names, kept)
+    digest = content_hash(known, dataset.feature_names, kept, dataset.domain_names)
     return dataclasses.replace(dataset, class_names=kept, splits=known, assembled=assembled, data_hash=digest), taken
 
 
@@ -234,11 +234,12 @@ def _chosen(rows: Rows, chosen: NDArray[np.bool_]) -> Rows:
     return Rows(**{field.name: getattr(rows, field.name)[chosen] for field in dataclasses.fields(Rows)})
 
 
-def content_hash(splits: dict[str, Rows], names: tuple[str, ...], classes: tuple[str, ...]) -> str:
-    """SHA-256 of features, labels and runs of every side, and of the names."""
-    digest = hashlib.sha256(repr((names, classes)).encode())
+def content_hash(splits: dict[str, Rows], names: tuple[str, ...], classes: tuple[str, ...], domains: tuple[str, ...]) -> str:
+    """SHA-256 of features, labels and runs of every side, and of the names; of domains too, where there is more than one."""
+    several = len(domains) > 1
+    digest = hashlib.sha256(repr((names, classes, domains) if several else (names, classes)).encode())
     for side, rows in splits.items():
         digest.update(side.encode())
-        for array in (rows.features, rows.label, rows.segment):
+        for array in (rows.features, rows.label, rows.segment, *([rows.domain] if several else [])):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

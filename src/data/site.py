@@ -95,7 +95,7 @@ def with_benign_site(dataset: Dataset, config: DataConfig) -> Dataset:
         splits=splits,
         site=f"benign: {_title(config.benign_root)} ({len(sides)} devices), attacks: {dataset.site}",
         assembled=tuple(name for name in dataset.assembled if name in attacks),
-        data_hash=content_hash(splits, dataset.feature_names, classes),
+        data_hash=content_hash(splits, dataset.feature_names, classes, domains),
         report={**dataset.report, **{f"site: {name}": count for name, count in report.items()}},
         domain_names=domains,
     )

@@ -47,6 +47,10 @@ class Explicable(Protocol):
         """Set the mode."""
         ...
 
+    def parameters(self) -> Iterator[Tensor]:
+        """Its weights; windows are read on their device."""
+        ...
+
 
 @dataclass(frozen=True)
 class BenignReference:
@@ -201,7 +205,7 @@ def explain(
 
 def predict(model: Explicable, windows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Calibrated probabilities (N, C) of raw windows (N, T, F)."""
-    return np.concatenate([model.predict_attack_probability(part).cpu().numpy() for part in _tensor(windows).split(AT_ONCE)])
+    return np.concatenate([model.predict_attack_probability(part).cpu().numpy() for part in _tensor(windows, model).split(AT_ONCE)])
 
 
 def attribute(
@@ -212,18 +216,18 @@ def attribute(
     def logits(logarithm: Tensor) -> Tensor:
         return _logits(model, torch.sign(logarithm) * torch.expm1(logarithm.abs()))
 
-    ends = [torch.sign(raw) * torch.log1p(raw.abs()) for raw in (_tensor(windows), _tensor(baseline[None]))]  # (N, T, F), (1, T, F)
-    chosen = torch.from_numpy(np.asarray(target, dtype=np.int64))
+    ends = [torch.sign(raw) * torch.log1p(raw.abs()) for raw in (_tensor(windows, model), _tensor(baseline[None], model))]  # (N, T, F), (1, T, F)
+    chosen = torch.from_numpy(np.asarray(target, dtype=np.int64)).to(ends[0].device)
     method, parts = IntegratedGradients(logits), []
     with _evaluating(model), torch.backends.cudnn.flags(enabled=False):  # cuDNN has no backward pass of a recurrent net in evaluation mode
         for first in range(0, len(windows), 64):
             here = slice(first, first + 64)
             part = method.attribute(ends[0][here], ends[1], target=chosen[here], n_steps=steps, internal_batch_size=AT_ONCE)
-            parts.append(part.detach().double().numpy())
+            parts.append(part.detach().double().cpu().numpy())
         with torch.inference_mode():
             level = torch.cat([logits(part).double() for part in ends[0].split(AT_ONCE)])  # (N, C)
             rise = (level - logits(ends[1]).double()).gather(1, chosen[:, None])[:, 0]  # (N,)
-    return np.concatenate(parts), rise.numpy()
+    return np.concatenate(parts), rise.cpu().numpy()
 
 
 def attention_of(model: Explicable, windows: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
@@ -231,7 +235,7 @@ def attention_of(model: Explicable, windows: NDArray[np.float32]) -> tuple[NDArr
     if "return_attention" not in inspect.signature(model.forward).parameters:
         return ()
     with _evaluating(model), torch.inference_mode():
-        parts = [model.forward(part, return_attention=True)["attention_weights"] for part in _tensor(windows).split(256)]
+        parts = [model.forward(part, return_attention=True)["attention_weights"] for part in _tensor(windows, model).split(256)]
     return tuple(torch.cat(layer).float().cpu().numpy() for layer in zip(*parts, strict=True))
 
 
@@ -320,8 +324,10 @@ def _logits(model: Explicable, x: Tensor) -> Tensor:
     return found if isinstance(found, Tensor) else found["logits"]
 
 
-def _tensor(windows: NDArray[np.float32]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32))
+def _tensor(windows: NDArray[np.float32], model: Explicable) -> Tensor:
+    """The same, where the model's weights are; on the CPU for one without weights."""
+    weight = next(iter(model.parameters()), None)
+    return torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)).to("cpu" if weight is None else weight.device)
 
 
 @contextlib.contextmanager

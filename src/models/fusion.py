@@ -21,8 +21,9 @@ class Fusion:
     """Logarithmic opinion pool of members' class probabilities, moved towards attack where a window is abnormal.
 
     log p(c) = sum over members of weight x log p_member(c) + [c is an attack] x (anomaly_weight x surprise + bias) + constant,
-    with surprise = -log(1 - anomaly), the surprisal of the anomaly's p-value. Weights are not negative, so more alarm in any input
-    never means less alarm in the verdict. Source of the pool: Genest and Zidek 1986; weights by maximum likelihood.
+    with surprise = -log(1 - anomaly), the surprisal of the anomaly's p-value. Weights are not negative, so a higher anomaly
+    never means less probability of attack. No such thing holds of a member: one that finds attack likelier as a whole, but shares
+    it out otherwise among the attacks, may lower the verdict's. Source of the pool: Genest and Zidek 1986; weights by maximum likelihood.
     """
 
     weights: FloatArray
@@ -31,11 +32,6 @@ class Fusion:
     bias: float
     attack: FloatArray
     """(C,) 1 for attack classes, 0 for benign ones."""
-
-    @classmethod
-    def alone(cls, attack: Sequence[bool] | NDArray[np.bool_]) -> Fusion:
-        """One member, believed as it is."""
-        return cls(np.ones(1), 0.0, 0.0, np.asarray(attack, dtype=np.float64))
 
     @classmethod
     def fit(cls, members: FloatArray, anomaly: FloatArray, labels: NDArray[np.integer], attack: NDArray[np.bool_], ridge: float = 1e-3) -> Fusion:
@@ -69,8 +65,6 @@ class Fusion:
 
     def combine(self, members: NDArray[np.floating], anomaly: NDArray[np.floating]) -> FloatArray:
         """(N, C) probabilities from those of the members (M, N, C) and the anomaly (N,)."""
-        if len(self.weights) == 1 and self.weights[0] == 1.0 and self.anomaly_weight == 0.0 and self.bias == 0.0:
-            return np.asarray(members[0], dtype=np.float64)
         logs = np.log(np.maximum(members.astype(np.float64), SMALLEST))
         return np.exp(_pool(logs, self.weights, _surprise(anomaly), self.anomaly_weight, self.bias, self.attack))
 

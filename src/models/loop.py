@@ -92,6 +92,9 @@ class Trainer(Generic[Model]):
     and resumed ends with the weights of one that was not.
     """
 
+    section = "lstm.training"
+    """Where the settings stand in the configuration, for messages."""
+
     def __init__(
         self,
         model: Model,
@@ -190,7 +193,7 @@ class Trainer(Generic[Model]):
         if count == 0:
             raise UserError("no window to train or evaluate on; lower data.window or read more rows")
         if not np.isfinite(total):
-            raise UserError(f"the loss is no longer finite; lower lstm.training.learning_rate (now {self.settings.learning_rate:g})")
+            raise UserError(f"the loss is no longer finite; lower {self.section}.learning_rate (now {self.settings.learning_rate:g})")
         return {"loss": total / count, **summary(confusion)}, confusion
 
     def train(
@@ -271,8 +274,10 @@ class Trainer(Generic[Model]):
 
     def _go_on(self, stored: dict[str, Any]) -> None:
         """Take what `_moving` gave out of a checkpoint."""
-        for name in ("model", "optimizer", "scheduler", "gradient_scaler"):
+        for name in ("model", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(stored.pop(name))
+        if scaling := stored.pop("gradient_scaler"):  # empty where it was written without mixed precision
+            self.gradient_scaler.load_state_dict(scaling)
 
     def _restore(self, checkpoint: Path, identity: str) -> dict[str, Any]:
         try:

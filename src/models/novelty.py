@@ -57,15 +57,22 @@ class ClassDistance:
 
     @classmethod
     def fit(cls, values: Tensor, labels: Tensor) -> ClassDistance:
-        """Take means and covariance from values (N, E) with labels (N,) of `fit`; classes without a value are passed over."""
+        """Take means and covariance from values (N, E) with labels (N,) of `fit`; classes without a value are passed over.
+
+        Raises:
+            UserError: when values vary too little inside the classes for a covariance that can be inverted.
+        """
         values, labels = values.double(), labels.long()
         means = torch.stack([values[labels == label].mean(dim=0) for label in labels.unique()])  # (C, E)
         spread = (values - means[torch.searchsorted(labels.unique(), labels)]).numpy()  # (N, E)
         varies = np.flatnonzero(values.std(dim=0).numpy() > 1e-6)
         whitening = torch.zeros(values.shape[1], values.shape[1], dtype=torch.float64)
         if len(varies):
-            inverse = np.linalg.inv(ledoit_wolf(spread[:, varies], assume_centered=True)[0])
-            whitening[np.ix_(varies, varies)] = torch.from_numpy(np.linalg.cholesky(inverse))
+            try:
+                inverse = np.linalg.inv(ledoit_wolf(spread[:, varies], assume_centered=True)[0])
+                whitening[np.ix_(varies, varies)] = torch.from_numpy(np.linalg.cholesky(inverse))
+            except np.linalg.LinAlgError as error:
+                raise UserError("the novelty score cannot be fitted: the windows of each class are all but equal; read more rows of each class") from error
         return cls(means @ whitening, whitening)
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -97,7 +104,7 @@ class Novelty:
         """Take the classes from raw windows (N, T, F) of `fit` with labels (N,), and what is usual from raw windows (M, T, F) of `calibrate`.
 
         Raises:
-            UserError: when there are fewer than two windows to fit or none to calibrate.
+            UserError: when there are fewer than two windows to fit or none to calibrate, or as `ClassDistance.fit`.
         """
         if len(windows) < 2 or len(calibrate) < 1:
             raise UserError(f"{len(windows)} windows to fit and {len(calibrate)} to calibrate the novelty score: too few; read more rows")

@@ -24,7 +24,7 @@ def main() -> None:
     data = load_dataset(config.data, config.compute.seed)
     with tempfile.TemporaryDirectory() as folder:
         trained = LSTMTrainer(config, data).train(Path(folder) / "predictor")
-    bank = build_bank(data, trained.sensor, trained.sensor.scale, name="base LSTM trained on the synthetic profile", cap=WINDOWS)
+    bank = build_bank(data, trained.sensor, trained.sensor.scale, name="fused sensor trained on the synthetic profile", cap=WINDOWS)
     bank.bundle(BUNDLED)
 
 

@@ -29,7 +29,8 @@ REFERENCE_WINDOWS, CANDIDATES = 500, 40
 def log_explanations(log: TrainingLog, model: AdvancedLSTMTemporal, dataset: Dataset, length: int) -> None:
     """Explain, for each family, the window of `test` that a model calls rightly and most surely: two figures each, and a table of reasons.
 
-    Files are `explanations/FAMILY_attributions.png`, `explanations/FAMILY_attention.png` and `explanations.json`.
+    Only families with a window that is called rightly, of the few that are looked at, are explained. Files are
+    `explanations/FAMILY_attributions.png`, `explanations/FAMILY_attention.png` and `explanations.json`.
     """
     family = family_index(dataset.class_names)
     benign = [_spread(dataset, "fit", length, int(label), REFERENCE_WINDOWS) for label in np.flatnonzero(family == 0)]
@@ -37,6 +38,8 @@ def log_explanations(log: TrainingLog, model: AdvancedLSTMTemporal, dataset: Dat
     chosen: dict[str, tuple[float, NDArray[np.float32]]] = {}
     for label in range(len(dataset.class_names)):
         windows = _spread(dataset, "test", length, label, CANDIDATES)
+        if len(windows) == 0:
+            continue
         said = predict(model, windows)
         sure = np.where(said.argmax(axis=1) == label, said[:, label], -1.0)
         best, name = int(sure.argmax()), FAMILIES[family[label]]

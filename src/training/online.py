@@ -200,6 +200,8 @@ class OnlineLearner:
             raise UserError(f"online learning wants windows (B, {expected[0]}, {expected[1]}) with B labels, not {tuple(windows.shape)} with {len(names)}")
         if not bool(torch.isfinite(windows).all()):
             raise UserError("online learning: a window holds NaN or infinity; clean it as the training data were")
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            raise UserError(f"online learning: a label is {wrong[0]!r}; labels are names of classes, e.g. '{self.class_names[0]}'")
         names = [name if name in self.class_names or name.startswith(BENIGN_OF) else canonical(name) for name in names]
         self._grow([name for name in dict.fromkeys(names) if name not in self.class_names])
         return torch.tensor([self.class_names.index(name) for name in names])

@@ -33,6 +33,8 @@ class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
     reads the batch's own domains, and as many windows of `target`, another site's traffic without labels, as the batch has.
     """
 
+    section = "temporal.training"
+
     def __init__(
         self,
         model: AdvancedLSTMTemporal,
@@ -65,6 +67,7 @@ class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
         self.controller: ArchitectureController | None = None
         self._epoch, self._read = 0, 0
         self._draws = torch.Generator(self.device)
+        self._tracked: NDArray[np.float32] | None = None
 
     def _step(self, state: dict[str, Any], train_batches: Batches, calibrate_batches: Batches) -> None:
         self._epoch, self._read = state["epoch"], 0
@@ -79,19 +82,18 @@ class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
             state["history"][-1] |= {name: float(getattr(self.model.config, name)) for name in ("num_levels", "num_heads", "memory_slots")}
 
     def _attention(self, batches: Batches) -> dict[str, float]:
-        """How evenly each head spreads over the first windows of `calibrate` (entropy, 1 is even), and how far it looks (steps)."""
-        windows = next(iter(batches))[0][:TRACKED]
-        tracker = AttentionTracker(self.model, windows.cpu().numpy())
+        """How evenly each head spreads over some windows of `calibrate` (entropy, 1 is even), and how far it looks (steps)."""
+        if self._tracked is None:
+            self._tracked = _spread_over(batches, TRACKED)[0].cpu().numpy()
+        tracker = AttentionTracker(self.model, self._tracked)
         tracker.record(self._epoch)
         names = ("entropy", "distance")
         return {f"attention/layer{int(row['layer'])}_head{int(row['head'])}_{name}": row[name] for row in tracker.rows for name in names}
 
     def _watch(self, batches: Batches) -> ArchitectureController:
         """A controller that probes the model with windows spread over `calibrate`."""
-        parts = [(windows, labels) for windows, labels, *_ in batches]
-        windows, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-        chosen = torch.linspace(0, len(labels) - 1, min(PROBE, len(labels))).long()
-        return ArchitectureController(self.model, (windows[chosen].to(self.device), labels[chosen].to(self.device)), optimizer=self.optimizer, seed=self.seed)
+        windows, labels = _spread_over(batches, PROBE)
+        return ArchitectureController(self.model, (windows.to(self.device), labels.to(self.device)), optimizer=self.optimizer, seed=self.seed)
 
     def train_epoch(self, batches: Batches) -> dict[str, float]:
         """One pass with updates, as `Trainer.train_epoch`; windows are augmented as the settings say."""
@@ -102,7 +104,13 @@ class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
         return {**super()._snapshot(), "best_shape": asdict(self.model.config)}
 
     def _give_back(self, state: dict[str, Any]) -> None:
-        self.model.adopt(ModelConfig(**state["best_shape"]), state["best_weights"])
+        shape = ModelConfig(**state["best_shape"])
+        if shape == self.model.config:
+            super()._give_back(state)
+            return
+        self.model.adopt(shape, state["best_weights"])
+        self.optimizer.state.clear()  # moments of parameters that are gone
+        self.optimizer.param_groups[0]["params"] = list(self.model.parameters())
 
     def _moving(self) -> dict[str, Any]:
         found = {**super()._moving(), "moving_shape": asdict(self.model.config)}
@@ -153,3 +161,15 @@ class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
         if not bool((answers != IGNORED).any()):
             return torch.cat(told).sum() * 0.0
         return functional.cross_entropy(torch.cat(told), answers, ignore_index=IGNORED)
+
+
+def _spread_over(batches: Batches, count: int) -> tuple[Tensor, Tensor]:
+    """At most `count` windows (n, T, F) with labels (n,), evenly spread over all batches; no more than one batch is held beside them."""
+    total = sum(len(batch[1]) for batch in batches)
+    chosen = torch.linspace(0, total - 1, min(count, total)).long()
+    parts, first = [], 0
+    for windows, labels, *_ in batches:
+        here = chosen[(chosen >= first) & (chosen < first + len(labels))] - first
+        parts.append((windows[here], labels[here]))
+        first += len(labels)
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

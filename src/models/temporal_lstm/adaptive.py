@@ -88,7 +88,7 @@ class ArchitectureController:
         """Act on the figures of an epoch; returns the decisions of this update.
 
         Args:
-            validation_metrics: `macro_f1` and, for the gap, `train_macro_f1`; or, as `RealDataTrainer` names them, `calibrate/macro_f1` and `train/macro_f1`.
+            validation_metrics: `macro_f1` and, for the gap, `train_macro_f1`; or, as `Trainer` names them, `calibrate/macro_f1` and `train/macro_f1`.
 
         Raises:
             UserError: when no macro-F1 is given.
