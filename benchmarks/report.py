@@ -128,7 +128,7 @@ def headlines() -> str:
     return _table(["gate", "measured", "95 % interval", "target", "met"], rows)
 
 
-def part(title: str, where: dict[str, tuple[str, ...]] | None = None, **columns: str) -> Callable[[], str]:
+def part(title: str, where: dict[str, tuple[str, ...]] | None = None, /, **columns: str) -> Callable[[], str]:
     """Some columns of one table of `predictors.json`, each under its heading.
 
     Args:

@@ -44,9 +44,17 @@ def test_an_informative_anomaly_moves_the_verdict_and_only_towards_attack() -> N
     members = member(0.5, 3)[None]
     fused = Fusion.fit(members, anomaly, LABELS, ATTACK)
     assert fused.anomaly_weight > 0.1
-    assert loss(fused.combine(members, anomaly)) < loss(fused.combine(members, np.full(len(LABELS), 0.5))) - 0.02
+    assert loss(fused.combine(members, anomaly)) < loss(fused.combine(members)) - 0.02
     low, high = (fused.combine(members, np.full(len(LABELS), level))[:, 0] for level in (0.1, 0.99))
     assert (high < low).all()
+
+
+def test_members_are_weighed_as_if_there_were_no_anomaly() -> None:
+    members = np.stack([member(2.0, 1), member(1.5, 2)])
+    anomaly = np.where(LABELS > 0, RNG.beta(8, 1, len(LABELS)), RNG.uniform(size=len(LABELS)))
+    with_it, without = (Fusion.fit(members, one, LABELS, ATTACK) for one in (anomaly, CALM))
+    np.testing.assert_allclose(with_it.weights, without.weights, rtol=1e-3)
+    np.testing.assert_allclose(with_it.combine(members), without.combine(members), rtol=1e-2, atol=1e-4)
 
 
 def test_it_comes_back_from_its_tensors() -> None:

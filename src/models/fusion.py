@@ -18,12 +18,11 @@ SMALLEST = 1e-12
 
 @dataclass(frozen=True)
 class Fusion:
-    """Logarithmic opinion pool of members' class probabilities, moved towards attack where a window is abnormal.
+    """Logarithmic opinion pool of members' class probabilities, and what an anomaly score adds to the odds of an attack.
 
-    log p(c) = sum over members of weight x log p_member(c) + [c is an attack] x (anomaly_weight x surprise + bias) + constant,
-    with surprise = -log(1 - anomaly), the surprisal of the anomaly's p-value. Weights are not negative, so a higher anomaly
-    never means less probability of attack. No such thing holds of a member: one that finds attack likelier as a whole, but shares
-    it out otherwise among the attacks, may lower the verdict's. Source of the pool: Genest and Zidek 1986; weights by maximum likelihood.
+    log p(c) = sum over members of weight x log p_member(c) + constant; where the anomaly is asked for, too, attack classes gain
+    anomaly_weight x surprise + bias, with surprise = -log(1 - anomaly), the surprisal of the anomaly's p-value. Weights are not
+    negative, so a more abnormal window never means less alarm. Source of the pool: Genest and Zidek 1986; weights by maximum likelihood.
     """
 
     weights: FloatArray
@@ -35,37 +34,40 @@ class Fusion:
 
     @classmethod
     def fit(cls, members: FloatArray, anomaly: FloatArray, labels: NDArray[np.integer], attack: NDArray[np.bool_], ridge: float = 1e-3) -> Fusion:
-        """Weights that make the labels of held-back windows likeliest.
+        """Weights that make the labels of held-back windows likeliest: first the members', then what the anomaly adds to them.
 
         Args:
             members: (M, N, C) probabilities.
             anomaly: (N,) in [0, 1).
             labels: (N,).
             attack: (C,) which classes are attacks.
-            ridge: pull of the weights to an equal share of each member, without which a member that is certain and right would be
-                given ever more weight.
+            ridge: pull of the weights to an equal share of each member, and to none of the anomaly, without which a member that is
+                certain and right would be given ever more weight.
         """
         logs, surprise = np.log(np.maximum(members, SMALLEST)), _surprise(anomaly)
-        side, rows, share = attack.astype(np.float64), np.arange(len(labels)), 1.0 / len(members)
+        side, rows, count = attack.astype(np.float64), np.arange(len(labels)), len(members)
+        start = np.array([*([1.0 / count] * count), 0.0, 0.0])
 
         def loss(theta: FloatArray) -> tuple[float, FloatArray]:
-            weights, slope, bias = theta[:-2], theta[-2], theta[-1]
-            log_p = _pool(logs, weights, surprise, slope, bias, side)  # (N, C)
+            log_p = _pool(logs, theta[:-2], surprise, theta[-2], theta[-1], side)  # (N, C)
             wrong = np.exp(log_p)
             wrong[rows, labels] -= 1.0  # (N, C) gradient of the loss by the pooled logits
             by_attack = wrong @ side  # (N,)
             gradient = np.array([*(float((wrong * log).sum()) for log in logs), float(by_attack @ surprise), float(by_attack.sum())]) / len(labels)
-            pull = theta - np.array([*([share] * len(members)), 0.0, 0.0])
+            pull = theta - start
             return float(-log_p[rows, labels].mean() + ridge * (pull**2).sum()), gradient + 2 * ridge * pull
 
-        start = np.array([*([share] * len(members)), 0.0, 0.0])
-        bounds = [(0.0, 10.0)] * (len(members) + 1) + [(-10.0, 10.0)]
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
+        free, closed = [(0.0, 10.0)] * count, [(0.0, 0.0)] * 2
+        alone = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[*free, *closed]).x
+        held = [(value, value) for value in alone[:-2]]
+        found = minimize(loss, alone, jac=True, method="L-BFGS-B", bounds=[*held, (0.0, 10.0), (-10.0, 10.0)]).x
         return cls(found[:-2].copy(), float(found[-2]), float(found[-1]), side)
 
-    def combine(self, members: NDArray[np.floating], anomaly: NDArray[np.floating]) -> FloatArray:
-        """(N, C) probabilities from those of the members (M, N, C) and the anomaly (N,)."""
+    def combine(self, members: NDArray[np.floating], anomaly: NDArray[np.floating] | None = None) -> FloatArray:
+        """(N, C) probabilities from those of the members (M, N, C), and from the anomaly (N,) where it is given."""
         logs = np.log(np.maximum(members.astype(np.float64), SMALLEST))
+        if anomaly is None:
+            return np.exp(_pool(logs, self.weights, np.zeros(members.shape[1]), 0.0, 0.0, self.attack))
         return np.exp(_pool(logs, self.weights, _surprise(anomaly), self.anomaly_weight, self.bias, self.attack))
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """Trained networks behind the sensor contract: probabilities, risk, uncertainty and anomaly of windows of raw traffic.
 
 Where the readings come from, stated once (and in each artifact's `meta.json`): `probabilities` are those of the base LSTM and of the
-temporal LSTM, pooled with the anomaly (`src.models.fusion`); `uncertainty` is how far the networks and the draws from the
-temporal LSTM's posterior disagree, against what is usual on calibration windows. `anomaly` is one minus a conformal p-value of the window's PCA
-reconstruction error. A base LSTM alone gives its own probabilities, and their entropy as the uncertainty.
+temporal LSTM, pooled (`src.models.fusion`); `risk` is the severity-weighted probability of both and of what the anomaly adds to the odds of
+an attack; `uncertainty` is how far the networks and the draws from the temporal LSTM's posterior disagree, against what is usual on
+calibration windows; `anomaly` is one minus a conformal p-value of the window's PCA reconstruction error. A base LSTM alone gives its own
+probabilities, and their entropy as the uncertainty.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
 from src.predictor.interface import SensorReading
 
 ALONE = {"probabilities": "base LSTM", "uncertainty": "predictive entropy", "anomaly": "PCA reconstruction p-value"}
-FUSED = {**ALONE, "probabilities": "base LSTM, temporal LSTM and anomaly, pooled", "uncertainty": "disagreement of networks and draws"}
+FUSED = {**ALONE, "probabilities": "base LSTM and temporal LSTM, pooled", "risk": "both and the anomaly", "uncertainty": "disagreement of networks and draws"}
 """Where the readings come from; written into each artifact."""
 
 LEVELS = ((0.2, "none"), (0.4, "low"), (0.6, "medium"), (0.8, "high"), (float("inf"), "critical"))
@@ -167,30 +168,33 @@ class EnhancedAttackPredictor:
             name = self.feature_names[int(np.argwhere(~finite)[0, 2])]
             raise UserError(f"feature '{name}' holds a value that is not finite; clean the rows first")
         probabilities = np.empty((len(windows), len(self.class_names)), dtype=np.float32)  # (N, C)
-        anomaly, uncertainty = (np.empty(len(windows), dtype=np.float32) for _ in range(2))  # (N,)
+        anomaly, uncertainty, risk = (np.empty(len(windows), dtype=np.float32) for _ in range(3))  # (N,)
         with torch.inference_mode():
             for first in range(0, len(windows), batch_size):
                 here = slice(first, first + batch_size)
                 batch = torch.from_numpy(np.ascontiguousarray(windows[here], dtype=np.float32))  # (B, T, F)
                 anomaly[here] = self.subspace.anomaly(self.scaler(batch.double())).numpy()
-                probabilities[here], uncertainty[here] = self._verdict(batch, anomaly[here])
+                probabilities[here], uncertainty[here], risk[here] = self._verdict(batch, anomaly[here])
         return SensorReading(
             probabilities=probabilities,
             families=np.clip(probabilities @ self._member, 0, 1),  # (N, 8)
-            risk=np.clip(probabilities @ self._severity, 0, 1),  # (N,)
+            risk=np.clip(risk, 0, 1),
             uncertainty=uncertainty,
             anomaly=anomaly,
         )
 
-    def _verdict(self, batch: Tensor, anomaly: NDArray[np.float32]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Probabilities (B, C) and uncertainty (B,) of raw windows (B, T, F)."""
+    def _verdict(self, batch: Tensor, anomaly: NDArray[np.float32]) -> tuple[NDArray[np.floating], NDArray[np.floating], NDArray[np.floating]]:
+        """Probabilities (B, C), uncertainty (B,) and risk (B,) of raw windows (B, T, F)."""
         alone = self.model.predict_attack_probability(batch)  # (B, C)
         if self.second is None:
             entropy = -(alone * alone.clamp(min=1e-12).log()).sum(dim=1)  # (B,)
-            return alone.numpy(), (entropy / max(np.log(len(self.class_names)), 1e-12)).clamp(0, 1).numpy()
+            doubt = (entropy / max(np.log(len(self.class_names)), 1e-12)).clamp(0, 1)
+            return alone.numpy(), doubt.numpy(), alone.numpy() @ self._severity
         draws = temporal_draws(self.second.model, batch)  # (S, B, C) float64
-        pooled = self.second.fusion.combine(np.stack([alone.numpy(), draws.mean(dim=0).numpy()]), anomaly)
-        return pooled, self.second.uncertainty(disagreement([alone[None], draws])).numpy()
+        members = np.stack([alone.numpy(), draws.mean(dim=0).numpy()])
+        # The anomaly stands beside the probabilities in every reading: in them it would be told twice. The risk is the verdict of all.
+        risk = self.second.fusion.combine(members, anomaly) @ self._severity
+        return self.second.fusion.combine(members), self.second.uncertainty(disagreement([alone[None], draws])).numpy(), risk
 
     def predict_attack_risk(self, network_sequence: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         """Risk of one sequence of named raw features, oldest step first.
