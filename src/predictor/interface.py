@@ -25,7 +25,7 @@ class SensorReading:
     families: FloatArray
     """(N, 8), rows sum to 1; columns follow `src.data.taxonomy.FAMILIES` (benign first)."""
     risk: FloatArray
-    """(N,) severity-weighted probability, in [0, 1]."""
+    """(N,) severity-weighted probability, with whatever else the sensor knows of an attack, in [0, 1]."""
     uncertainty: FloatArray
     """(N,) in [0, 1]."""
     anomaly: FloatArray
