@@ -1,8 +1,9 @@
 """How fast is the temporal LSTM, and how fast do the sensors read? `python -m benchmarks.temporal_speed [--quick]`.
 
 The default model reads and learns batches of 32 windows of 100 rows of 115 features on two threads, in turn with a plain `nn.LSTM` stack of as many
-layers as it has levels, whose width is chosen for equal multiply-adds. Then the sensors of the main job (10 rows of 39 features, 17 classes) read windows
-on one thread: through torch and through ONNX Runtime (`torch.compile` took minutes to compile for each size, and is left out). A path counts only if its probabilities are those of eager torch to 1e-5.
+layers as it has levels, whose width is chosen for equal multiply-adds. Then the sensors of the main job (10 rows of 39 features, 17 classes) read
+windows on one thread, through torch and through ONNX Runtime (`torch.compile` took minutes to compile for each size, and is left out). A path
+counts only if its probabilities are those of eager torch to 1e-5.
 
 Everything is timed in rounds: each times every contestant once, in an order drawn anew, so that whatever else the machine does meets
 all of them alike. Figures are medians over rounds, ratios are taken within a round, and their intervals come from resampling rounds.
