@@ -271,4 +271,4 @@ def test_real_rows_say_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_setting_has_a_section() -> None:
-    assert set(Config.model_fields) == {"data", "lstm", "env", "attackers", "reward", "rl", "eval", "mlflow", "compute"}
+    assert set(Config.model_fields) == {"data", "lstm", "env", "attackers", "reward", "rl", "temporal", "eval", "mlflow", "compute"}
