@@ -187,6 +187,8 @@ TABLES: dict[str, Callable[[], str]] = {
         benign_fpr="benign called attack",
         recall_at_alarm="recall, alarm set for 1 % on calibrate",
         fpr_at_alarm="its false alarms on test",
+        top_error="calibration error, top class",
+        classwise_error="classwise",
         parameters="parameters",
         seconds="training, s",
     ),
