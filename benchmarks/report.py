@@ -173,7 +173,15 @@ def sensor_headlines() -> str:
     return _table(["gate", "measured", "95 % interval", "target", "met"], [_gate(key, found[key]) for key in SENSOR_HEADLINES])
 
 
+def sensor_speed() -> str:
+    """How fast each sensor reads, by path and batch."""
+    rows = _load("temporal_speed")["tables"]["sensors, one thread"]
+    columns = ("sensor", "path", "batch", "windows a second", "exact")
+    return _table(list(columns), [["yes" if row[key] is True else "no" if row[key] is False else row[key] for key in columns] for row in rows])
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "sensor_speed": sensor_speed,
     "sensor_headlines": sensor_headlines,
     "predictors": lambda: gates("predictors"),
     "temporal_speed": lambda: gates("temporal_speed"),

@@ -73,7 +73,7 @@ def attention_figure(explanation: Explanation, features: int = 5, marked: int = 
     columns = min(heads, 2 if layers * heads <= 4 else 4)
     folded = layers * -(-heads // max(columns, 1))  # rows of maps: the heads of a layer go on in the next row
     chosen = explanation.top(features) or [int(np.abs(explanation.attributions.sum(axis=0)).argmax())]
-    figure = _canvas(max(2.15 * columns + 5.2, 7.0), max(2.3 * folded, 1.05 * len(chosen)) + 1.0)
+    figure = canvas(max(2.15 * columns + 5.2, 7.0), max(2.3 * folded, 1.05 * len(chosen)) + 1.0)
     figure.suptitle(_headline(explanation, figure.get_figwidth()), fontsize=11, color=INK, x=0.01, ha="left")
     if layers:
         left, right = figure.subfigures(1, 2, width_ratios=[2.15 * columns + 0.6, 4.6], squeeze=False)[0]
@@ -148,7 +148,7 @@ def attribution_figure(explanation: Explanation, features: int = 12) -> Figure:
     chosen = np.argsort(-np.abs(total), kind="stable")[:features]
     values = explanation.attributions[:, chosen].T  # (features, T)
     strongest = max(float(np.quantile(np.abs(values), 0.98)), 1e-12)  # one cell may not wash out all others
-    figure = _canvas(10, 0.3 * len(chosen) + 2.1)
+    figure = canvas(10, 0.3 * len(chosen) + 2.1)
     figure.suptitle(_headline(explanation, figure.get_figwidth()), fontsize=11, color=INK, x=0.01, ha="left")
     heat, bars = figure.subplots(1, 2, width_ratios=[3, 2], sharey=True)
     image = heat.imshow(values, aspect="auto", cmap="RdBu_r", vmin=-strongest, vmax=strongest)
@@ -171,7 +171,7 @@ def attribution_figure(explanation: Explanation, features: int = 12) -> Figure:
 
 def curve_figure(curves: Curves, name: str) -> Figure:
     """Mean deletion and insertion curve, attributions against random order, with 95 % bands over windows of the mean."""
-    figure = _canvas(9, 3.6)
+    figure = canvas(9, 3.6)
     areas = curves.areas()
     figure.suptitle(
         f"{name[:1].upper()}{name[1:]}: do the attributions find what matters? ({len(curves.deletion)} windows)", fontsize=11, color=INK, x=0.01, ha="left"
@@ -196,7 +196,7 @@ def curve_figure(curves: Curves, name: str) -> Figure:
 
 def tracking_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Entropy and distance of attention over epochs, a line a head, a colour a layer (`AttentionTracker.rows`)."""
-    figure = _canvas(9, 3.4)
+    figure = canvas(9, 3.4)
     lines = sorted({(int(row["layer"]), int(row["head"])) for row in rows})
     colours = ("#0b7285", "#e67700", "#862e9c", "#2b8a3e")
     titles = {"entropy": "entropy, share of an even spread", "distance": "mean |looking - looked-at|, steps"}
@@ -237,7 +237,8 @@ def _share(explanation: Explanation, feature: int) -> float:
     return float(total[feature] / max(total[total > 0].sum(), 1e-12))
 
 
-def _canvas(width: float, height: float) -> Figure:
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure, apart from any window system."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
     FigureCanvasAgg(figure)  # no global pyplot state, no window system
     return figure

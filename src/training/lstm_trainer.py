@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from rich.console import Console
@@ -29,7 +28,7 @@ from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor, 
 from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor, Second, fit_temperature, temporal_draws
 from src.models.scores import Evaluation, confusion_matrix
 from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model, get_config
-from src.training.explanation_figures import log_explanations
+from src.training.explanation_figures import canvas, log_explanations
 from src.training.log import TrainingLog
 from src.training.temporal_trainer import TemporalTrainer
 
@@ -298,18 +297,12 @@ def _progress(name: str, epochs: int) -> Iterator[Any]:
         yield lambda row: bar.update(task, completed=row["epoch"], note=f"macro-F1 {row['calibrate/macro_f1']:.3f}")
 
 
-def _new_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # no global pyplot state, no window system
-    return figure
-
-
 def confusion_figure(evaluation: Evaluation, source: str) -> Figure:
     """Confusion matrix in per cent of each true class; cells below half a per cent stay empty."""
     names, counts = evaluation.class_names, evaluation.confusion
     share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
     side = 4.0 + 0.36 * len(names)
-    figure = _new_figure(side + 1, side)
+    figure = canvas(side + 1, side)
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     for row, column in np.argwhere(share >= 0.5):
@@ -327,7 +320,7 @@ def confusion_figure(evaluation: Evaluation, source: str) -> Figure:
 
 def history_figure(history: History, title: str, source: str) -> Figure:
     """Loss and macro-F1 of each epoch, on `fit` while training and on `calibrate`."""
-    figure = _new_figure(9, 3.6)
+    figure = canvas(9, 3.6)
     epochs = [row["epoch"] for row in history]
     for axes, key, heading in zip(figure.subplots(1, 2), ("loss", "macro_f1"), ("loss", "macro-F1"), strict=True):
         for side, style in (("train", "--"), ("calibrate", "-")):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from src.config import nearest
 from src.errors import UserError
 
 
@@ -123,8 +123,7 @@ def validate_config(values: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(ModelConfig)]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise UserError(f"temporal model: unknown key '{key}'; did you mean '{near}'? known: {', '.join(known)}")
+            raise UserError(f"temporal model: unknown key '{key}': {nearest(str(key), known)}")
     ModelConfig(**values)
 
 
@@ -146,6 +145,5 @@ def get_config(name: str, **overrides: Any) -> ModelConfig:
         UserError: for an unknown preset (with the nearest known one), key or value.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, n=1, cutoff=0.0)[0]
-        raise UserError(f"temporal model: unknown preset '{name}'; did you mean '{near}'? known: {', '.join(PRESETS)}")
+        raise UserError(f"temporal model: unknown preset '{name}': {nearest(str(name), PRESETS)}")
     return create_custom_config(ModelConfig(**PRESETS[name]), **overrides)
