@@ -24,6 +24,9 @@ ENV_PREFIX = "IOTDEF__"
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 """A number from 0 to 1."""
 
+Units = Annotated[int, Field(ge=1, le=4096)]
+"""Width of a layer."""
+
 
 class Section(BaseModel):
     """A group of settings: unknown keys are refused, values are checked, instances do not change."""
@@ -182,6 +185,38 @@ class TemporalConfig(Section):
     """Shape."""
     training: TemporalTrainingConfig = TemporalTrainingConfig()
     """Training."""
+
+
+class SAEModelConfig(Section):
+    """Shape of the LSTM autoencoder."""
+
+    encoder_units: tuple[Units, ...] = Field(default=(64, 32), min_length=1, max_length=8)
+    """Units of the encoder's LSTM layers; the last one's are the latent code."""
+    decoder_units: tuple[Units, ...] = Field(default=(32, 64), min_length=1, max_length=8)
+    """Units of the decoder's LSTM layers."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Behind each LSTM layer."""
+
+
+class SAETrainingConfig(Section):
+    """Training of the LSTM autoencoder, on benign windows alone."""
+
+    epochs: int = Field(default=50, ge=1)
+    """Largest number of epochs."""
+    batch_size: int = Field(default=64, ge=1)
+    """Windows a step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of Adam at the start; a fifth of it after three epochs without a better loss, and so on."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient."""
+    stopping: Literal["standard", "smart", "adaptive"] = "smart"
+    """When training ends: no better validation loss, none that is better by enough, or by enough for its size (`src.models.stopping`)."""
+    min_improvement: float = Field(default=0.5, ge=0, lt=100)
+    """Per cent by which the smart strategy wants the validation loss better than the best so far."""
+    patience: int = Field(default=5, ge=1)
+    """Epochs without that before training stops."""
+    mixed_precision: bool = True
+    """Autocast and gradient scaling, on a GPU only."""
 
 
 class RateLimitConfig(Section):

@@ -23,6 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "src.models": BASE | {"src.data", "src.predictor"},
     "src.training": BASE | {"src.data", "src.predictor", "src.models", "src.utils"},
     "src.evaluation": BASE | {"src.data", "src.predictor"},
+    # The five stages of the autoencoder pipeline; the last two measure, so they use the evaluation's statistics.
+    "src.sae": BASE | {"src.data", "src.predictor", "src.models", "src.utils", "src.training", "src.evaluation"},
     "envs": BASE | {"src.predictor", "src.data.bank"},
     "agents": BASE | {"envs", "src.evaluation", "src.predictor", "src.data.bank"},
     # The command of a search: trains and tracks; nobody imports it.

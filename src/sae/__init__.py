@@ -1,0 +1,1 @@
+"""The LSTM autoencoder pipeline: aggregation, encoding, training, evaluation, visualisation, and a runner over them."""
