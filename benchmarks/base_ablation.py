@@ -43,7 +43,7 @@ def main() -> None:
     """Measure, print and write."""
     given = parser(__doc__, data=True).parse_args()
     torch.set_num_threads(PartOptions.threads)
-    small = (*SMALL, "lstm.training.epochs=3") if given.quick else ()
+    small = (*SMALL, "lstm.training.teachers=1", "lstm.training.epochs=3") if given.quick else ()
     config = load_config(overrides=[f"data.root={given.root}", f"compute.threads={PartOptions.threads}", *small])
     dataset = load_dataset(config.data, 0)
     names, seeds, resamples = (QUICK, 2, RESAMPLES // 10) if given.quick else (tuple(VARIANTS), SEEDS, RESAMPLES)

@@ -33,7 +33,7 @@ COVERAGE = 0.8
 """Share of windows that selective classification keeps."""
 RESAMPLES = 2000
 CONTROL_SEED = 20_231
-SMALL = ("temporal.training.epochs=8", "data.max_rows_per_class=1200")
+SMALL = ("lstm.training.teachers=0", "temporal.training.epochs=8", "data.max_rows_per_class=1200")
 STATISTICS = "LightGBM, window statistics"
 OPPONENTS = {"rows": "LightGBM, rows", "pooled": "LightGBM, rows summed over the window", "stats": STATISTICS}
 
