@@ -136,7 +136,11 @@ def _arranged(path: Path, name: str, frame: pl.DataFrame, schema: Mapping[str, A
     report["rows without a time"] += clock.null_count()
     if host is not None:
         report["rows without a host"] += frame[host].null_count()
-    parts = [pl.lit(name), group, *([] if host is None else [pl.col(host).cast(pl.String).fill_null("?")])]
+    parts = [
+        pl.lit(name),
+        *([group] if str(schema["group"]).startswith("column:") else []),
+        *([] if host is None else [pl.col(host).cast(pl.String).fill_null("?")]),
+    ]
     attack = pl.when(pl.col("label") != sysmon.UNKNOWN).then((pl.col("label") != BENIGN).cast(pl.Int8))
     frame = frame.with_columns(clock.alias("time_ms"), attack.alias("attack"), group.alias("group"), pl.lit(True).alias("ordered"))
     frame = frame.with_columns(pl.concat_str(parts, separator="|").alias("session"))
