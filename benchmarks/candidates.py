@@ -27,7 +27,8 @@ from src.training.peers import PEERS, Predictor
 MODEL, READOUT = "benchmark-model", "benchmark-readout"
 NETWORK_CODE = (
     *("src/data", "src/models/loop.py", "src/models/scores.py", "src/models/lstm_attack_predictor.py", "src/models/predictor_interface.py"),
-    *("src/models/fusion.py", "src/models/temporal_lstm", "src/training/lstm_trainer.py", "src/training/temporal_trainer.py", "benchmarks/candidates.py"),
+    *("src/models/classifier.py", "src/models/stopping.py", "src/models/fusion.py", "src/models/temporal_lstm"),
+    *("src/training/lstm_trainer.py", "src/training/temporal_trainer.py", "benchmarks/candidates.py"),
 )
 PEER_CODE = ("src/data", "src/models/scores.py", "src/training/peers.py", "benchmarks/candidates.py")
 """Code that a kept candidate hangs on."""

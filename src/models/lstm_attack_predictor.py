@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from src.artifacts import new_artifact, open_artifact
 from src.data.bank import FEATURE_BOUND
 from src.errors import UserError
-from src.models.loop import Trainer, seeded
+from src.models.classifier import ClassifierTrainer
+from src.models.loop import seeded
 
 KIND = "lstm-predictor"
 
@@ -155,7 +156,7 @@ def build_model(config: LSTMConfig, seed: int) -> RealDataLSTMPredictor:
         return RealDataLSTMPredictor(config)
 
 
-class RealDataTrainer(Trainer[RealDataLSTMPredictor]):
+class RealDataTrainer(ClassifierTrainer[RealDataLSTMPredictor]):
     """Trains a `RealDataLSTMPredictor`, saves it and takes a saved one over."""
 
     def save_model(self, folder: Path, meta: Mapping[str, Any]) -> None:
