@@ -191,10 +191,10 @@ def _read_capture(source: _Source, clean: Cleaner, quota: int | None, hashes: li
     """Rows of one capture up to `quota`, and the chunk of each; the hash of every row of the file is added to `hashes`."""
     parts: list[NDArray[np.float64]] = []
     breaks: list[NDArray[np.bool_]] = []
-    seen, rows, taken = np.zeros(len(source.columns), dtype=bool), 0, 0
+    seen, rows, taken, last = np.zeros(len(source.columns), dtype=bool), 0, 0, -1
     for values, _ in _batches(source):
         seen |= ~np.isnan(values).all(axis=0)
-        rows += len(values)
+        before, rows = rows, rows + len(values)
         values, keep = clean(values)
         if hashes is not None:
             hashes.append(row_hashes(values[keep].astype(np.float32)))
@@ -202,7 +202,8 @@ def _read_capture(source: _Source, clean: Cleaner, quota: int | None, hashes: li
         if room > 0:
             kept = np.flatnonzero(keep)[:room]
             parts.append(values[kept])
-            breaks.append(np.diff(kept, prepend=-1) > 1)
+            breaks.append(np.diff(kept + before, prepend=last) > 1)
+            last = int(kept[-1]) + before if len(kept) else last
             taken += len(kept)
         elif hashes is None:
             break

@@ -333,7 +333,10 @@ def _write(path: Path, frames: Iterable[pl.DataFrame], say: Callable[[str], None
         for frame in _gathered(frames):
             summary.add(frame)
             arrow = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-            writer = writer or pq.ParquetWriter(name, arrow.schema, compression="zstd")
+            if writer is None:
+                # Numbers seldom repeat: a dictionary of them costs time and saves no space.
+                options: dict[str, Any] = {"compression": "zstd", "use_dictionary": frame.select(pl.col(pl.String)).columns}
+                writer = pq.ParquetWriter(name, arrow.schema, **options)
             writer.write_table(arrow)
             if time.perf_counter() - told > 5:
                 told = time.perf_counter()
