@@ -281,19 +281,34 @@ def test_mixed_files_are_not_in_order_and_repeat_no_capture(tmp_path: Path) -> N
     assert frame.filter(pl.col("group") != "Merged01")["ordered"].all()
 
 
-def test_a_site_has_devices_captures_and_times(tmp_path: Path) -> None:
+def write_site(folder: Path) -> Path:
+    """Two devices of three captures each, the latest row first."""
+    folder.mkdir(parents=True, exist_ok=True)
     for number, device in enumerate(("Cam", "Plug")):
         values = np.random.default_rng(number).lognormal(size=(30, len(FEATURES_39)))
-        extra = {"pcap": np.repeat(["one.pcap", "two.pcap", "three.pcap"], 10), "window_start": 1.5e9 + np.arange(30)[::-1] * 2.5}
-        (tmp_path / "raw").mkdir(exist_ok=True)
-        pl.DataFrame(values, schema=list(FEATURES_39)).with_columns(**{name: pl.Series(column) for name, column in extra.items()}).write_csv(
-            tmp_path / "raw" / f"{device}.csv"
+        frame = pl.DataFrame(values, schema=list(FEATURES_39)).with_columns(
+            pcap=pl.Series(np.repeat(["one.pcap", "two.pcap", "three.pcap"], 10)), window_start=pl.Series(1.5e9 + np.arange(30)[::-1] * 2.5)
         )
-    frame, meta = made("ciciot2023", tmp_path / "raw", tmp_path / "out")
+        frame.write_csv(folder / f"{device}.csv")
+    return folder
+
+
+def test_a_site_has_devices_captures_and_times(tmp_path: Path) -> None:
+    frame, meta = made("ciciot2023", write_site(tmp_path / "raw"), tmp_path / "out")
     assert meta["rows by group"] == {"Cam": 30, "Plug": 30}
     assert meta["sessions"] == 6
     assert meta["rows by label"] == {"BenignTraffic": 60}
     assert frame["time_ms"].min() == 1_500_000_000_000
+
+
+def test_a_site_may_lie_beside_captures(tmp_path: Path) -> None:
+    write_site(tmp_path / "raw" / "benign")
+    (captures(tmp_path / "raw" / "attacks") / "Benign_Final.pcap.csv").unlink()
+    frame, meta = made("ciciot2023", tmp_path / "raw", tmp_path / "out")
+    assert meta["rows by group"] == {"Recon-PortScan": 59, "Cam": 30, "Plug": 30}
+    assert meta["rows by attack"] == {"0": 60, "1": 59}
+    assert [source["name"] for source in meta["sources"]] == ["benign/Cam.csv", "benign/Plug.csv", "attacks/Recon-PortScan.pcap.csv"]
+    assert frame["time_ms"].null_count() == 59
 
 
 def test_nbaiot_devices_are_groups_and_streaming_is_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,7 +323,7 @@ class Batch:
     """(n,) seconds since 1970, where the file says so."""
 
 
-def stream_ciciot2023(root: Path, report: Counter[str]) -> tuple[tuple[str, ...], Iterator[Batch]]:
+def stream_ciciot2023(root: Path, report: Counter[str], without: Collection[Path] = ()) -> tuple[tuple[str, ...], Iterator[Batch]]:
     """The rows of `read_ciciot2023` batch by batch, captures first; memory grows with neither the rows nor the files.
 
     Only where mixed files lie beside captures, 8 bytes a row of the captures are held, so that repeated rows can be found. A capture's window size is
@@ -332,6 +332,7 @@ def stream_ciciot2023(root: Path, report: Counter[str]) -> tuple[tuple[str, ...]
     Args:
         root: a folder, searched recursively, or one CSV.
         report: counts what is met; grows as the batches are taken.
+        without: folders whose files are not read.
 
     Returns:
         Feature names of the release, and the batches in file order.
@@ -339,7 +340,7 @@ def stream_ciciot2023(root: Path, report: Counter[str]) -> tuple[tuple[str, ...]
     Raises:
         UserError: as `read_ciciot2023` does, at once for what a header shows, and while batches are taken for what a row shows.
     """
-    sources = _sources(root)
+    sources = _sources(root, without)
     report["files"] += len(sources)
     return sources[0].features, _stream(sources, report)
 
@@ -416,9 +417,9 @@ def _label(source: _Source, name: str) -> str:
         raise UserError(f"'{source.path}', column '{source.label_column}': {error}") from None
 
 
-def _sources(root: Path) -> list[_Source]:
-    """Every CSV below `root`, understood; all of one release."""
-    sources = [_understand(path) for path in _files(root)]
+def _sources(root: Path, without: Collection[Path] = ()) -> list[_Source]:
+    """Every CSV below `root` but those in the folders `without`, understood; all of one release."""
+    sources = [_understand(path) for path in _files(root) if path.parent not in without]
     features = sources[0].features
     for source in sources:
         if source.features is not features:
