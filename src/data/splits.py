@@ -10,7 +10,7 @@ measure keep their natural mix, and what is lost is lost to training. In a captu
 was removed, so a window never bridges the hole; shuffled rows have no order to keep and close ranks.
 
 Event logs are divided into `train | validation | test` instead: by whole groups (`group_side`; APT campaigns, devices), by the
-clock (`time_side`), or in blocks as above (`session_side`). A session that lies on two parts has a gap between them.
+clock (`time_side`), or in blocks as above (`capture_side`). A session that lies on two parts has a gap between them.
 """
 
 from __future__ import annotations
@@ -167,19 +167,27 @@ def time_side(time: NDArray[np.integer], session: NDArray[np.integer], shares: S
     return np.where(ahead != side, np.int8(-1), side)
 
 
-def session_side(session: NDArray[np.integer], shares: Sequence[float], gap: int, shortest: int) -> NDArray[np.int8]:
-    """(N,) index into `PARTS` of each row: every session is cut into contiguous blocks (`block_side`), -1 for rows between two.
+def capture_side(
+    group: NDArray[np.integer], session: NDArray[np.integer], label: NDArray[np.integer], shares: Sequence[float], gap: int, shortest: int
+) -> NDArray[np.int8]:
+    """(N,) index into `PARTS` of each row: every capture is cut into contiguous blocks (`block_side`), -1 for rows between two.
+
+    A capture is a run of sessions of one group; a session that begins with another label than the one before it ended with begins a new one,
+    so that where benign and attack traffic of a device are files of their own, each is cut.
 
     Args:
+        group: (N,) id of the group of each row.
         session: (N,) id of the session of each row; rows of a session stand together.
+        label: (N,) id of the label of each row.
         shares: of `PARTS`.
         gap: rows left out between two blocks.
-        shortest: rows that each block must have; a session too short for that trains whole.
+        shortest: rows that each block must have; a capture too short for that trains whole.
     """
     if not len(session):
         return np.empty(0, dtype=np.int8)
-    sizes = np.diff(np.concatenate((_starts(session), [len(session)])))
-    return np.concatenate([block_side(int(size), shares, gap, shortest) for size in sizes])
+    change = (np.diff(group) != 0) | ((np.diff(session) != 0) & (np.diff(label) != 0))
+    bounds = np.concatenate(([0], np.flatnonzero(change) + 1, [len(session)]))
+    return np.concatenate([block_side(int(size), shares, gap, shortest) for size in np.diff(bounds)])
 
 
 def _starts(session: NDArray[np.integer]) -> NDArray[np.int64]:

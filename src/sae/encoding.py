@@ -24,7 +24,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from src.artifacts import new_artifact
-from src.data.splits import PARTS, copies, group_side, leave_group_out, segments, session_side, time_side
+from src.data.splits import PARTS, capture_side, copies, group_side, leave_group_out, segments, time_side
 from src.data.windows import window_starts
 from src.errors import UserError
 from src.sae.features import GAP, Encoder, check_config, distinct, seconds_since_previous
@@ -278,13 +278,12 @@ def divide(events: Events, schema: Mapping[str, Any], settings: EncodingSettings
     shares = split.get("shares")
     if by not in ("time", "blocks") or not isinstance(shares, list) or len(shares) != len(PARTS) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise UserError(
-            f"schema's split is {json.dumps(schema.get('split'))}; allowed: by 'group' with {', '.join(PARTS)}, or by 'time' or 'blocks' with 3 shares that sum to 1"
+            f"schema's split is {json.dumps(schema.get('split'))}; allowed: by 'group' with {', '.join(PARTS)}, "
+            "or by 'time' or 'blocks' with three shares that sum to 1"
         )
     if by == "time":
-        side = time_side(events.time, events.session, shares, gap)
-    else:
-        side = session_side(events.session, shares, gap, shortest=settings.seq_len)
-    return side, {**split, "gap": gap}
+        return time_side(events.time, events.session, shares, gap), {**split, "gap": gap}
+    return capture_side(events.group, events.session, events.label, shares, gap, shortest=settings.seq_len), {**split, "gap": gap}
 
 
 def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool_], settings: EncodingSettings) -> list[Windows]:

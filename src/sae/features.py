@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,6 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.preprocessing import normalize
 
 from src.config import nearest
@@ -206,7 +206,7 @@ class Encoder:
             encoder.numbers[name] = (float(known.mean()) if len(known) else 0.0, spread if spread > 1e-6 else 1.0)
             if len(known) < len(number):
                 encoder.absent.append(name)
-        width = sum(block.shape[1] for block in blocks)
+        width = len(encoder.sparse_names)
         if width > max_features:
             encoder._reduce(codes, blocks, max_features, seed)
         return encoder
@@ -252,21 +252,21 @@ class Encoder:
         for name in self.columns:
             if name not in rows.columns:
                 raise UserError(f"rows to encode lack column '{name}'; found: {', '.join(rows.columns)}")
-        width = sum(len(words) for words in self.vocabulary.values()) + sum(len(known) + 2 for known in self.categories.values())
-        kept = width if self.components is None else len(self.components)
+        kept = len(self.sparse_names) if self.components is None else len(self.components)
         result = np.zeros((len(rows), kept + len(self.text_columns) + len(self.number_columns) + len(self.absent)), dtype=np.float32)
         first = 0
         for place, name in enumerate(self.text_columns):
             values, code = distinct(rows[name])
             block, new = self._text(name, values)
-            self._add(result[:, :kept], block, code, first)
+            last = first + len(self.vocabulary[name])
+            self._add(result[:, :kept], block, code, slice(first, last))
             result[:, kept + place] = new[code]
-            first += block.shape[1]
+            first = last
         for name in self.category_columns:
             values, code = distinct(self._category(rows, name))
-            block = self._one_hot(name, values)
-            self._add(result[:, :kept], block, code, first)
-            first += block.shape[1]
+            last = first + len(self.categories[name]) + 2
+            self._add(result[:, :kept], self._one_hot(name, values), code, slice(first, last))
+            first = last
         place = kept + len(self.text_columns)
         indicator = place + len(self.number_columns)
         for name, (mean, spread) in self.numbers.items():
@@ -311,31 +311,25 @@ class Encoder:
             encoder.numbers = {name: (mean, spread) for name, (mean, spread) in tree["numbers"].items()}
             with np.load(folder / "encoder.npz", allow_pickle=False) as arrays:
                 encoder.idf = {name: arrays[f"idf_{index}"] for index, name in enumerate(encoder.text_columns)}
-                encoder.components = arrays["components"] if "components" in arrays else None
+                encoder.components = arrays["components"] if "components" in arrays.files else None
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise UserError(f"encoder in '{folder}' cannot be read ({error.__class__.__name__}: {error}); encode again") from error
         return encoder
 
     def _fit_text(self, name: str, values: list[Any], counts: NDArray[np.integer]) -> None:
         """Vocabulary of a text column: the tokens that the most rows hold, at least two; ties in alphabetical order."""
-        present = [place for place, value in enumerate(values) if value is not None]
+        rows_with: Counter[str] = Counter()
+        total = 0
+        for value, count in zip(values, counts.tolist(), strict=True):
+            if value is not None:
+                total += count
+                for word in set(tokens(str(value))):
+                    rows_with[word] += count
         size = int(self.config.get("tfidf_params", {}).get(name, 300))
-        total = int(counts[present].sum())
-        words: NDArray[Any] = np.empty(0, dtype=object)
-        rows_with = np.empty(0, dtype=np.int64)
-        if present:
-            vectorizer = CountVectorizer(analyzer=tokens, binary=True, dtype=np.int64)
-            try:
-                matrix = vectorizer.fit_transform([str(values[place]) for place in present])
-            except ValueError:  # no text holds a token
-                matrix = None
-            if matrix is not None:
-                rows_with = counts[present] @ matrix
-                words = vectorizer.get_feature_names_out()
-        often = np.lexsort((np.arange(len(words)), -rows_with))[:size]
-        often = np.sort(often[rows_with[often] > 1])
-        self.vocabulary[name] = [str(word) for word in words[often]]
-        self.idf[name] = (np.log((1 + total) / (1 + rows_with[often])) + 1).astype(np.float32)
+        words = sorted(sorted(word for word, count in rows_with.items() if count > 1), key=lambda word: -rows_with[word])[:size]
+        self.vocabulary[name] = sorted(words)
+        found = np.array([rows_with[word] for word in self.vocabulary[name]], dtype=np.float64)
+        self.idf[name] = (np.log((1 + total) / (1 + found)) + 1).astype(np.float32)
 
     def _text(self, name: str, values: Sequence[Any]) -> tuple[sparse.csr_array, NDArray[np.float32]]:
         """(U, V) TF-IDF of texts, each of length 1 or 0, and the (U,) share of their tokens that no vocabulary holds."""
@@ -373,19 +367,20 @@ class Encoder:
         weighted = sparse.csr_array(sparse.diags_array(np.sqrt(counts)) @ matrix)
         svd = TruncatedSVD(n_components=max_features, n_iter=5, random_state=seed)
         svd.fit(weighted)
-        self.components = svd.components_.astype(np.float32)
-        reduced = matrix @ self.components.T
+        components = np.asarray(svd.components_, dtype=np.float32)  # pyright: ignore[reportAttributeAccessIssue]
+        self.components = components
+        reduced = matrix @ components.T
         spread = np.average(reduced**2, axis=0, weights=counts) - np.average(reduced, axis=0, weights=counts) ** 2
         mean = np.asarray(counts @ matrix).ravel() / counts.sum()
         all_spread = float((counts @ matrix.multiply(matrix)).sum() / counts.sum() - (mean**2).sum())
         self.explained = float(spread.sum() / all_spread) if all_spread > 0 else None
 
-    def _add(self, result: NDArray[np.float32], block: sparse.csr_array, code: NDArray[np.int64], first: int) -> None:
-        """Add the sparse columns `first...` of rows, given those of their distinct values, to `result` (N, K)."""
+    def _add(self, result: NDArray[np.float32], block: sparse.csr_array, code: NDArray[np.int64], place: slice) -> None:
+        """Add the sparse columns `place` of rows, given those of their distinct values, to `result` (N, K)."""
         if self.components is None:
-            result[:, first : first + block.shape[1]] = block.toarray()[code]
+            result[:, place] = block.toarray()[code]
         else:
-            result += (block @ self.components[:, first : first + block.shape[1]].T)[code]
+            result += (block @ self.components[:, place].T)[code]
 
 
 def signed_log(column: pl.Series) -> NDArray[np.float64]:
