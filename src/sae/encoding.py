@@ -306,6 +306,10 @@ def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool
         segment = segments(events.session, side, out, events.ordered)
         windows = Windows.lay(events, segment, settings.seq_len, settings.stride)
         if not len(windows.starts):
+            if index == 0 and not (events.attack != 1).any():
+                raise UserError(
+                    f"none of the {len(events):,} rows is benign, and benign rows are what the autoencoder learns; add benign captures to stage 1's folder"
+                )
             longest = int(np.bincount(segment[segment >= 0]).max(initial=0))
             what = "benign rows" if index == 0 else "rows"
             raise UserError(f"{part} has no window of {settings.seq_len} {what}: its longest run has {longest}; choose a smaller --seq-len or another split")

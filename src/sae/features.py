@@ -98,6 +98,8 @@ def check_config(config: Mapping[str, Any], schema: Mapping[str, Any], columns: 
     for key in config:
         if key not in KEYS:
             raise UserError(f"encoding configuration: unknown key '{key}': {nearest(key, sorted(KEYS))}")
+        if key.endswith("_columns") and not (isinstance(config[key], list) and all(isinstance(name, str) for name in config[key])):
+            raise UserError(f"encoding configuration: {key} must be a list of names, not {config[key]!r}")
     named = [name for key in ("tfidf_columns", "categorical_columns", "port_columns", "numeric_columns") for name in config.get(key, ())]
     if not named:
         raise UserError("encoding configuration names no column; give tfidf_columns, categorical_columns or numeric_columns")
@@ -106,7 +108,9 @@ def check_config(config: Mapping[str, Any], schema: Mapping[str, Any], columns: 
             raise UserError(f"encoding configuration: column '{name}' is named twice; encode it one way")
         if name not in columns:
             raise UserError(f"encoding configuration: no column '{name}': {nearest(name, columns)}")
-    for name in config.get("tfidf_params", {}):
+    for name, size in config.get("tfidf_params", {}).items():
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"encoding configuration: tfidf_params of '{name}' is {size!r}; it must be a whole number from 1")
         if name not in config.get("tfidf_columns", ()):
             raise UserError(f"encoding configuration: tfidf_params names '{name}', which is none of tfidf_columns")
     for name in config.get("derived_columns", ()):
