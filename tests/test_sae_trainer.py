@@ -12,7 +12,7 @@ from src.config import SAETrainingConfig
 from src.errors import UserError
 from src.models.loop import WindowBatches
 from src.models.lstm_sae import LSTMAutoencoder, SAEConfig, build_autoencoder
-from src.training.sae_trainer import ArrayBatches, SAETrainer, evenly
+from src.training.sae_trainer import ArrayBatches, SAETrainer, Selection, evenly
 
 T, F = 6, 3
 SHAPE = SAEConfig(F, T, (12, 6), (6, 12), 0.1)
@@ -32,7 +32,7 @@ def settings(**changes: object) -> SAETrainingConfig:
 
 
 def batches(windows: np.ndarray = TRAIN, shuffle: bool = True) -> ArrayBatches:
-    return ArrayBatches(windows, 32, generator=torch.Generator() if shuffle else None)
+    return ArrayBatches(windows, 32, torch.Generator() if shuffle else None)
 
 
 def trained(path: Path | None = None, stop_after: int | None = None, seed: int = 0, windows: object = None, **changes: object):
@@ -108,7 +108,7 @@ def test_batches_hold_each_chosen_window_once() -> None:
     assert evenly(chosen, None) is chosen
     assert evenly(chosen, 70) is chosen
     numbered = np.broadcast_to(np.arange(200, dtype=np.float32)[:, None, None], (200, T, F))
-    source = ArrayBatches(numbered, 32, chosen=chosen, generator=torch.Generator().manual_seed(0))
+    source = ArrayBatches(Selection(numbered, chosen), 32, torch.Generator().manual_seed(0))
     parts = [batch[0][:, 0, 0].numpy() for batch in source]
     assert [len(part) for part in parts] == [32, 32, 6]
     assert len(source) == 3
@@ -160,7 +160,7 @@ def test_training_that_diverges_from_the_start_ends_in_one_line() -> None:
     with pytest.raises(UserError, match=r"no longer finite; lower sae.training.learning_rate \(now 0.01\)"):
         trained(windows=broken)
     with pytest.raises(UserError, match="no window"):
-        trained(windows=ArrayBatches(TRAIN, 32, chosen=np.array([], dtype=np.int64)))
+        trained(windows=ArrayBatches(TRAIN[:0], 32))
 
 
 def test_the_rate_falls_on_a_plateau_and_patience_starts_again(monkeypatch: pytest.MonkeyPatch) -> None:

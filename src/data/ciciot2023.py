@@ -191,10 +191,10 @@ def _read_capture(source: _Source, clean: Cleaner, quota: int | None, hashes: li
     """Rows of one capture up to `quota`, and the chunk of each; the hash of every row of the file is added to `hashes`."""
     parts: list[NDArray[np.float64]] = []
     breaks: list[NDArray[np.bool_]] = []
-    seen, rows, taken = np.zeros(len(source.columns), dtype=bool), 0, 0
+    seen, rows, taken, last = np.zeros(len(source.columns), dtype=bool), 0, 0, -1
     for values, _ in _batches(source):
         seen |= ~np.isnan(values).all(axis=0)
-        rows += len(values)
+        before, rows = rows, rows + len(values)
         values, keep = clean(values)
         if hashes is not None:
             hashes.append(row_hashes(values[keep].astype(np.float32)))
@@ -202,7 +202,8 @@ def _read_capture(source: _Source, clean: Cleaner, quota: int | None, hashes: li
         if room > 0:
             kept = np.flatnonzero(keep)[:room]
             parts.append(values[kept])
-            breaks.append(np.diff(kept, prepend=-1) > 1)
+            breaks.append(np.diff(kept + before, prepend=last) > 1)
+            last = int(kept[-1]) + before if len(kept) else last
             taken += len(kept)
         elif hashes is None:
             break
@@ -322,7 +323,7 @@ class Batch:
     """(n,) seconds since 1970, where the file says so."""
 
 
-def stream_ciciot2023(root: Path, report: Counter[str]) -> tuple[tuple[str, ...], Iterator[Batch]]:
+def stream_ciciot2023(root: Path, report: Counter[str], without: Collection[Path] = ()) -> tuple[tuple[str, ...], Iterator[Batch]]:
     """The rows of `read_ciciot2023` batch by batch, captures first; memory grows with neither the rows nor the files.
 
     Only where mixed files lie beside captures, 8 bytes a row of the captures are held, so that repeated rows can be found. A capture's window size is
@@ -331,6 +332,7 @@ def stream_ciciot2023(root: Path, report: Counter[str]) -> tuple[tuple[str, ...]
     Args:
         root: a folder, searched recursively, or one CSV.
         report: counts what is met; grows as the batches are taken.
+        without: folders whose files are not read.
 
     Returns:
         Feature names of the release, and the batches in file order.
@@ -338,7 +340,7 @@ def stream_ciciot2023(root: Path, report: Counter[str]) -> tuple[tuple[str, ...]
     Raises:
         UserError: as `read_ciciot2023` does, at once for what a header shows, and while batches are taken for what a row shows.
     """
-    sources = _sources(root)
+    sources = _sources(root, without)
     report["files"] += len(sources)
     return sources[0].features, _stream(sources, report)
 
@@ -415,9 +417,9 @@ def _label(source: _Source, name: str) -> str:
         raise UserError(f"'{source.path}', column '{source.label_column}': {error}") from None
 
 
-def _sources(root: Path) -> list[_Source]:
-    """Every CSV below `root`, understood; all of one release."""
-    sources = [_understand(path) for path in _files(root)]
+def _sources(root: Path, without: Collection[Path] = ()) -> list[_Source]:
+    """Every CSV below `root` but those in the folders `without`, understood; all of one release."""
+    sources = [_understand(path) for path in _files(root) if path.parent not in without]
     features = sources[0].features
     for source in sources:
         if source.features is not features:

@@ -123,19 +123,18 @@ def epoch_ms(path: Path, column: str, values: pl.Series, unit: str) -> pl.Series
         UserError: for a text that is no time, and for a time outside of `YEARS`.
     """
     if unit == "text":
-        clean = values.cast(pl.String).str.strip_chars().str.replace("T", " ", literal=True).str.strip_suffix("Z")
-        clean = clean.set(clean == "", None) if clean.dtype == pl.String else clean
-        time = clean.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False).dt.epoch("ms")
+        clean = values.cast(pl.String).str.strip_chars().str.replace("T", " ", literal=True).str.strip_suffix("Z").replace("", None)
+        time = clean.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False).dt.epoch("ms").cast(pl.Float64)
         if time.null_count() > clean.null_count():
             bad = clean.filter(time.is_null() & clean.is_not_null())[0]
             raise UserError(f"'{path}': column '{column}' must hold times like 2020-06-10 02:50:54.631, found '{bad}'")
     else:
-        time = (values.cast(pl.Float64) * _PER_MS[unit]).round().cast(pl.Int64)
+        time = (values.cast(pl.Float64) * _PER_MS[unit]).fill_nan(None).round()
     for extreme in (time.min(), time.max()):
-        year = 1970 + float(extreme) / 31_556_952_000 if isinstance(extreme, int) else None
+        year = 1970 + extreme / 31_556_952_000 if isinstance(extreme, float) else None
         if year is not None and not YEARS[0] <= year < YEARS[1]:
             raise UserError(
                 f"'{path}': column '{column}' read as '{unit}' gives the year {year:.0f}, outside {YEARS[0]} to {YEARS[1]}; "
                 f"state the right time_unit: {', '.join(TIME_UNITS)}"
             )
-    return time
+    return time.cast(pl.Int64)  # exact: milliseconds of such years stay below 2^53

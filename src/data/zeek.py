@@ -92,15 +92,16 @@ def _scan(path: Path) -> pl.LazyFrame:
             lazy = pl.scan_csv(path, **text)
             return lazy.rename({name: zeek for name, zeek in _ZEEK_NAMES.items() if name in lazy.collect_schema().names()})
         fields = _fields(path)
-        lazy = pl.scan_csv(path, separator="\t", has_header=False, comment_prefix="#", quote_char=None, new_columns=fields, **text)
-        width = len(lazy.collect_schema().names())
+        lazy = pl.scan_csv(path, separator="\t", has_header=False, comment_prefix="#", quote_char=None, **text)
+        found = lazy.collect_schema().names()
     except pl.exceptions.NoDataError:
         raise UserError(f"'{path}' has a header but no rows") from None
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from error
     joined = re.split(r" {2,}", fields[-1])
-    if width != len(fields):
-        raise UserError(f"'{path}': #fields names {len(fields)} fields, the rows have {width}")
+    if len(found) != len(fields):
+        raise UserError(f"'{path}': #fields names {len(fields)} fields, the rows have {len(found)}")
+    lazy = lazy.rename(dict(zip(found, fields, strict=True)))
     if len(joined) == 1:
         return lazy
     parts = pl.col(fields[-1]).str.strip_chars().str.replace_all(r" {2,}", "\t").str.split_exact("\t", len(joined) - 1)

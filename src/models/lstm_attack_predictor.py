@@ -176,18 +176,18 @@ class RealDataTrainer(ClassifierTrainer[RealDataLSTMPredictor]):
         return meta
 
 
-def save_predictor(
-    folder: Path,
-    model: RealDataLSTMPredictor,
-    meta: Mapping[str, Any],
-    sensor: Mapping[str, Tensor] | None = None,
-    temporal: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write weights, scaling and temperature (and the arrays and second network of a sensor built on the model) as an artifact folder, atomically."""
+def save_predictor(folder: Path, model: RealDataLSTMPredictor, meta: Mapping[str, Any], beside: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
+    """Write weights, scaling and temperature as an artifact folder, atomically.
+
+    Args:
+        folder: replaced if it exists.
+        model: goes to `model.safetensors`.
+        meta: for `meta.json`; must name `class_names` and `feature_names`.
+        beside: arrays of what is built on the model, by the name of their file.
+    """
     with new_artifact(folder, KIND, {**meta, "model": asdict(model.config), "sequence_length": model.config.sequence_length}) as target:
-        for name, arrays in (("model", model.state_dict()), ("sensor", sensor), ("temporal", temporal)):
-            if arrays is not None:
-                save_file({key: value.detach().cpu().contiguous() for key, value in arrays.items()}, target / f"{name}.safetensors")
+        for name, arrays in {"model": model.state_dict(), **(beside or {})}.items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in arrays.items()}, target / f"{name}.safetensors")
 
 
 def load_predictor(folder: Path) -> tuple[RealDataLSTMPredictor, dict[str, Any]]:

@@ -25,6 +25,7 @@ from src.models.loop import seeded
 from src.models.lstm_attack_predictor import Scaler
 
 KIND = "lstm-sae"
+SOURCE = "LSTM autoencoder reconstruction p-value"
 AT_ONCE = 2048
 """Windows that go through the network at once."""
 ROUNDING = 1e-4
@@ -193,6 +194,10 @@ class AnomalyDetector:
         # A window must read the same alone and in a batch: rounding may not move it past a calibration score that equals its own.
         below = np.searchsorted(self.reference.numpy(), score * (1 - ROUNDING))  # (N,) calibration scores that are smaller
         return below / (len(self.reference) + 1)
+
+    def stated(self) -> dict[str, Any]:
+        """What the `meta.json` of a sensor with this detector says of it: `SAEConfig.of` and `from_tensors` open it again."""
+        return {"anomaly": SOURCE, "autoencoder": asdict(self.model.config)}
 
     def tensors(self) -> dict[str, Tensor]:
         """The arrays, to be saved; `from_tensors` needs them and the model's `config`."""

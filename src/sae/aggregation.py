@@ -23,13 +23,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import os
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,8 @@ import pyarrow.parquet as pq
 from src.artifacts import versions, write_text
 from src.config import nearest
 from src.data import flows, sysmon, tables, zeek
-from src.data.ciciot2023 import RATES, Batch, stream_ciciot2023
+from src.data.ciciot2023 import FEATURES_39, RATES, Batch, stream_ciciot2023
 from src.data.nbaiot import FEATURES_115, stream_nbaiot
-from src.data.site import COLUMNS as SITE_COLUMNS
 from src.data.site import read_site
 from src.data.tables import BENIGN
 from src.errors import UserError
@@ -96,12 +96,17 @@ def _names(value: str | list[str] | None) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------ event tables, a file at a time
 
 
+_FILES: dict[str, tuple[Sequence[str], str]] = {
+    "bigbase": (("dataset-*.csv",), "files dataset-1.csv to dataset-50.csv of bigbase"),
+    "otrf": (("*.parquet",), "parquet file of OTRF's events"),
+    "unraveled": (flows.PATTERNS, "CSVs of Unraveled's flows"),
+    "iot23": (zeek.PATTERNS, "Zeek logs of IoT-23"),
+}
+
+
 def _events(dataset: str, root: Path, schema: Mapping[str, Any], report: Counter[str], sources: list[Path]) -> Iterator[pl.DataFrame]:
     """Tables of one file each, arranged."""
-    patterns = {"bigbase": ("dataset-*.csv",), "otrf": ("*.parquet",), "unraveled": flows.PATTERNS, "iot23": zeek.PATTERNS}[dataset]
-    sources += tables.files(
-        root, patterns, {"bigbase": "bigbase's CSVs", "otrf": "OTRF's parquet", "unraveled": "Unraveled's CSVs", "iot23": "Zeek logs"}[dataset]
-    )
+    sources += tables.files(root, *_FILES[dataset])
     rule = str(schema["group"])
     column = rule.removeprefix("column:") if rule.startswith("column:") else None
     labels, benign = _names(schema["label_column"]), _names(schema["benign_label"])
@@ -128,15 +133,15 @@ def _arranged(path: Path, name: str, frame: pl.DataFrame, schema: Mapping[str, A
     """The reserved columns beside the core features; rows of a session together and in time order."""
     report["rows read"] += len(frame)
     stamp, host = schema["time_column"], schema["host_column"]
-    clock = (
-        pl.Series("time_ms", [None], dtype=pl.Int64).extend_constant(None, len(frame) - 1)
-        if stamp is None
-        else tables.epoch_ms(path, stamp, frame[stamp], schema["time_unit"])
-    )
+    clock = pl.repeat(None, len(frame), dtype=pl.Int64, eager=True) if stamp is None else tables.epoch_ms(path, stamp, frame[stamp], schema["time_unit"])
     report["rows without a time"] += clock.null_count()
     if host is not None:
         report["rows without a host"] += frame[host].null_count()
-    parts = [pl.lit(name), group, *([] if host is None else [pl.col(host).cast(pl.String).fill_null("?")])]
+    parts = [
+        pl.lit(name),
+        *([group] if str(schema["group"]).startswith("column:") else []),
+        *([] if host is None else [pl.col(host).cast(pl.String).fill_null("?")]),
+    ]
     attack = pl.when(pl.col("label") != sysmon.UNKNOWN).then((pl.col("label") != BENIGN).cast(pl.Int8))
     frame = frame.with_columns(clock.alias("time_ms"), attack.alias("attack"), group.alias("group"), pl.lit(True).alias("ordered"))
     frame = frame.with_columns(pl.concat_str(parts, separator="|").alias("session"))
@@ -146,13 +151,10 @@ def _arranged(path: Path, name: str, frame: pl.DataFrame, schema: Mapping[str, A
         pl.col("row").min().over("session").alias("first"),
         pl.col("time_ms").forward_fill().backward_fill().over("session").alias("when"),
     )
-    late = key.select((pl.col("when") < pl.col("when").shift(1)).over("first").sum()).item()
-    report["rows put in time order"] += late
+    report["rows put in time order"] += key.select((pl.col("when") < pl.col("when").shift(1)).over("first").sum()).item()
     order = key.sort("first", "when", "row")["row"]
-    core = schema["core_features"]
-    empty = frame.select(pl.col(core).null_count().sum()).row(0)
-    report["empty cells"] += sum(empty)
-    wanted = [*core, *RESERVED]
+    wanted = [*schema["core_features"], *RESERVED]
+    report["empty cells"] += sum(frame.select(pl.col(schema["core_features"]).null_count()).row(0))
     for start in range(0, len(order), _ROWS):
         yield frame[order[start : start + _ROWS]].select(wanted)
 
@@ -164,10 +166,8 @@ def _traffic(dataset: str, root: Path, schema: Mapping[str, Any], report: Counte
     """Tables of one batch of one file each."""
     if dataset == "nbaiot":
         names, batches = FEATURES_115, stream_nbaiot(root, report)
-    elif _is_site(root):
-        names, batches = tuple(name for name in SITE_COLUMNS if name not in ("pcap", "window_start")), _site(root, report)
     else:
-        names, batches = stream_ciciot2023(root, report)
+        names, batches = _captures(root, report)
     core = schema["core_features"]
     tables.check_columns(root, names, core)
     place = [names.index(name) for name in core]
@@ -194,23 +194,34 @@ def _traffic(dataset: str, root: Path, schema: Mapping[str, Any], report: Counte
         yield frame.with_columns((pl.col("label") != BENIGN).cast(pl.Int8).alias("attack")).select(*core, *RESERVED)
 
 
-def _is_site(root: Path) -> bool:
-    """Whether the folder holds a CSV a device with captures and times (`src.data.site`)."""
-    first = next((path for path in sorted(root.glob("*.csv")) if path.is_file()), None) if root.is_dir() else None
-    if first is None:
-        return False
-    with first.open(encoding="utf-8", errors="replace") as stream:
-        header = stream.readline().strip().split(",")
-    return {"pcap", "window_start"} <= set(header)
+def _captures(root: Path, report: Counter[str]) -> tuple[tuple[str, ...], Iterator[Batch]]:
+    """CICIoT2023's captures, and benign ones of named devices (`src.data.site`) in folders of their own."""
+    folders = {path.parent for path in root.rglob("*.csv") if path.is_file()} if root.is_dir() else set[Path]()
+    sites = sorted(folder for folder in folders if _is_site(folder))
+    benign = itertools.chain.from_iterable(_site(folder, report) for folder in sites)
+    if sites and len(sites) == len(folders):
+        return FEATURES_39, benign
+    names, captures = stream_ciciot2023(root, report, sites)
+    if sites and names is not FEATURES_39:
+        raise UserError(
+            f"'{sites[0]}' holds the {len(FEATURES_39)} features of CICIoT2023's newer release, the captures {len(names)}: keep one release a folder"
+        )
+    return names, itertools.chain(benign, captures)
 
 
-def _site(root: Path, report: Counter[str]) -> Iterator[Batch]:
+def _is_site(folder: Path) -> bool:
+    """Whether the folder holds a CSV a device with captures and times."""
+    with min(path for path in folder.glob("*.csv") if path.is_file()).open(encoding="utf-8", errors="replace") as stream:
+        return {"pcap", "window_start"} <= {name.strip() for name in stream.readline().split(",")}
+
+
+def _site(folder: Path, report: Counter[str]) -> Iterator[Batch]:
     """Benign captures of named devices; a capture is a run of its device's file."""
     first: Counter[str] = Counter()
-    for capture in read_site(root, report):
+    for capture in read_site(folder, report):
         chunk = capture.chunk + np.int32(first[capture.domain])
         first[capture.domain] = int(chunk[-1]) + 1 if len(chunk) else first[capture.domain]
-        yield Batch(root / f"{capture.domain}.csv", BENIGN, True, capture.features, chunk, capture.domain, capture.start)
+        yield Batch(folder / f"{capture.domain}.csv", BENIGN, True, capture.features, chunk, capture.domain, capture.start)
 
 
 # ------------------------------------------------------------------------------------------------------------------------------------ writing
@@ -329,7 +340,10 @@ def _write(path: Path, frames: Iterable[pl.DataFrame], say: Callable[[str], None
         for frame in _gathered(frames):
             summary.add(frame)
             arrow = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-            writer = writer or pq.ParquetWriter(name, arrow.schema, compression="zstd")
+            if writer is None:
+                # Numbers seldom repeat: a dictionary of them costs time and saves no space.
+                options: dict[str, Any] = {"compression": "zstd", "use_dictionary": frame.select(pl.col(pl.String)).columns}
+                writer = pq.ParquetWriter(name, arrow.schema, **options)
             writer.write_table(arrow)
             if time.perf_counter() - told > 5:
                 told = time.perf_counter()

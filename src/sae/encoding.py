@@ -279,8 +279,14 @@ def divide(events: Events, schema: Mapping[str, Any], settings: EncodingSettings
     if by not in ("time", "blocks") or not isinstance(shares, list) or len(shares) != len(PARTS) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise UserError(
             f"schema's split is {json.dumps(schema.get('split'))}; allowed: by 'group' with {', '.join(PARTS)}, "
-            "or by 'time' or 'blocks' with three shares that sum to 1"
+            "or by 'time' (within 'group', if each is to be cut by itself) or 'blocks' with three shares that sum to 1"
         )
+    if by == "time" and split.get("within") == "group":
+        side = np.full(len(events), -1, dtype=np.int8)
+        for group in np.unique(events.group):
+            mine = np.flatnonzero(events.group == group)
+            side[mine] = time_side(events.time[mine], events.session[mine], shares, gap)
+        return side, {**split, "gap": gap}
     if by == "time":
         return time_side(events.time, events.session, shares, gap), {**split, "gap": gap}
     return capture_side(events.group, events.session, events.label, shares, gap, shortest=settings.seq_len), {**split, "gap": gap}

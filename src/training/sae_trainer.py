@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,26 +21,40 @@ def evenly(chosen: NDArray[np.int64], most: int | None) -> NDArray[np.int64]:
     return chosen if most is None or len(chosen) <= most else chosen[np.linspace(0, len(chosen) - 1, most).astype(np.int64)]
 
 
-class ArrayBatches:
-    """Batches of windows from an array, which may be a memory map: no more than a batch of it is held."""
+@dataclass(frozen=True)
+class Selection:
+    """Some windows of an array (N, T, F), which may be a memory map: what is asked for is read, no more."""
 
-    def __init__(
-        self, windows: NDArray[np.float32], batch_size: int, *, chosen: NDArray[np.int64] | None = None, generator: torch.Generator | None = None
-    ) -> None:
-        """Those windows of (N, T, F) whose indices (W,) are chosen, or all; shuffled when a generator is given."""
+    windows: NDArray[np.float32]
+    chosen: NDArray[np.int64]
+    """(W,) their indices, ascending."""
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.chosen)
+
+    def __getitem__(self, places: slice | NDArray[np.integer]) -> NDArray[np.float32]:
+        """(W', T, F) a copy of some of them."""
+        return np.array(self.windows[self.chosen[places]], dtype=np.float32)
+
+
+class ArrayBatches:
+    """Batches of windows from an array or a selection: no more than a batch is copied at once."""
+
+    def __init__(self, windows: NDArray[np.float32] | Selection, batch_size: int, generator: torch.Generator | None = None) -> None:
+        """Windows (N, T, F); shuffled when a generator is given."""
         self.windows, self.batch_size, self.generator = windows, batch_size, generator
-        self.chosen = np.arange(len(windows)) if chosen is None else chosen
 
     def __len__(self) -> int:
         """Number of batches."""
-        return (len(self.chosen) + self.batch_size - 1) // self.batch_size
+        return (len(self.windows) + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield windows (B, T, F)."""
-        count = len(self.chosen)
+        count = len(self.windows)
         order = np.arange(count) if self.generator is None else torch.randperm(count, generator=self.generator).numpy()
         for first in range(0, count, self.batch_size):
-            here = np.sort(self.chosen[order[first : first + self.batch_size]])  # in the order of the file
+            here = np.sort(order[first : first + self.batch_size])  # in the order of the file
             yield (torch.from_numpy(np.array(self.windows[here], dtype=np.float32)),)
 
 
