@@ -11,7 +11,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from src.errors import UserError
-from src.sae.features import CLIP, GAP, Encoder, check_config, distinct, port_kind, seconds_since_previous, tokens
+from src.sae.features import CLIP, GAP, Encoder, account_kind, check_config, distinct, port_kind, seconds_since_previous, tokens
 from src.sae.layout import SCHEMAS
 
 LINES = [
@@ -101,6 +101,20 @@ def test_categories_rare_and_missing() -> None:
 def test_ports_are_kinds() -> None:
     assert port_kind(pl.Series([22, 1023, 1024, 37215, 49152, None])).to_list() == ["22", "1023", "registered", "registered", "dynamic", None]
     assert port_kind(pl.Series([443.0, None])).to_list() == ["443", None]
+
+
+def test_accounts_are_kinds_so_that_no_host_or_person_is_known_by_them() -> None:
+    accounts = pl.Series(["NT AUTHORITY\\SYSTEM", "Window Manager\\DWM-2", "SITE\\DC01$", "DESKTOP-1\\ann", "SITE\\bob", "NT AUTHORITY\\NETWORK SERVICE", None])
+    assert account_kind(accounts).to_list() == ["system", "dwm", "machine", "person", "person", "network service", None]
+    rows = pl.DataFrame({"User": accounts.to_list() * 3})
+    encoder = Encoder.fit(rows, {"account_columns": ["User"]}, 100, seed=0)
+    other_site = rows.with_columns(pl.col("User").str.replace("SITE|DESKTOP-1", "ELSEWHERE").str.replace("ann|bob", "eve"))
+    np.testing.assert_array_equal(encoder.encode(other_site), encoder.encode(rows))
+
+
+def test_a_column_that_few_rows_have_keeps_its_categories() -> None:
+    rows = pl.DataFrame({"IntegrityLevel": ["High"] * 2 + ["Low"] * 4 + [None] * 9000})
+    assert Encoder.fit(rows, {"categorical_columns": ["IntegrityLevel"]}, 100, seed=0).categories["IntegrityLevel"] == ["Low", "High"]
 
 
 def test_numbers() -> None:
