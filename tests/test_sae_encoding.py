@@ -71,7 +71,13 @@ def write(root: Path, frame: pl.DataFrame, split: dict[str, Any] = BY_CAMPAIGN, 
     layout.parquet.parent.mkdir(parents=True, exist_ok=True)
     layout.metadata.parent.mkdir(parents=True, exist_ok=True)
     frame.write_parquet(layout.parquet)
-    schema = {"core_features": frame.columns[:6], "time_column": "UtcTime", "host_column": "Computer", "label_column": "TacticLabel", "split": split}
+    schema = {
+        "core_features": frame.columns[:6],
+        "time_column": None if dataset == "nbaiot" else "UtcTime",
+        "host_column": "Computer",
+        "label_column": "TacticLabel",
+        "split": split,
+    }
     layout.metadata.write_text(json.dumps({"schema": schema, "digest": "0"}))
     return layout
 
@@ -278,7 +284,7 @@ def flows(seed: int = 0) -> pl.DataFrame:
     return frame.with_columns(pl.Series("Size", repeated))
 
 
-def test_in_blocks_of_numbers_no_vector_stands_on_two_parts_and_text_events_are_counted(tmp_path: Path) -> None:
+def test_in_blocks_of_rows_without_a_clock_no_vector_stands_on_two_parts_and_like_events_are_counted(tmp_path: Path) -> None:
     config = {"numeric_columns": ["AttackMark", "Size"]}
     meta = encode(write(tmp_path, flows(), BY_BLOCKS, "nbaiot"), config, settings(seq_len=3), lambda _: None)
     assert meta["duplicates"]["rows_removed"] == 5
@@ -291,6 +297,9 @@ def test_in_blocks_of_numbers_no_vector_stands_on_two_parts_and_text_events_are_
     np.testing.assert_array_equal(ends, [2, 3, 4, *range(12, 60), *range(65, LENGTH)])  # no window bridges the hole of rows 5 to 9
     kept = encode(write(tmp_path, flows(), BY_TIME, "nbaiot"), config, settings(seq_len=3), lambda _: None)
     assert kept["duplicates"]["rows_removed"] == 0
+    timed = encode(write(tmp_path, flows(), BY_BLOCKS, "iot23"), config, settings(seq_len=3), lambda _: None)
+    assert timed["duplicates"]["rows_removed"] == 0
+    assert timed["duplicates"]["share_of_rows_also_in_train"]["test"] > 0
     repeated = table().with_columns(
         pl.lit("same").alias("CommandLine"), pl.lit("same").alias("Image"), pl.lit(1.0).alias("Size"), pl.lit(0.0).alias("SessionMark")
     )

@@ -138,7 +138,7 @@ def test_captures_are_cut_in_blocks_with_a_gap_in_every_session(sizes: list[int]
     session = sessions_of(sizes)
     group = rng.integers(0, 2, len(sizes))[session]
     label = rng.integers(0, 2, len(session))
-    side = capture_side(group, session, label, SHARES, gap, shortest=gap)
+    side = capture_side(group, session, label, np.ones(len(session), dtype=bool), SHARES, gap, shortest=gap)
     assert len(side) == len(session)
     assert_gaps(side, session, gap)
 
@@ -146,8 +146,23 @@ def test_captures_are_cut_in_blocks_with_a_gap_in_every_session(sizes: list[int]
 def test_benign_and_attack_files_of_a_device_are_each_cut_and_runs_of_one_file_together() -> None:
     session = sessions_of([200, 200, 200, 40, 40, 40, 40, 40])
     label = np.repeat([0, 1, 2, 3], [200, 200, 200, 200])
-    side = capture_side(np.zeros(800, dtype=int), session, label, SHARES, 10, shortest=10)
+    one, ordered = np.zeros(800, dtype=int), np.ones(800, dtype=bool)
+    side = capture_side(one, session, label, ordered, SHARES, 10, shortest=10)
     for index in range(4):
         assert set(side[label == index]) == {-1, 0, 1, 2}
-    assert (capture_side(np.zeros(800, dtype=int), np.arange(800) // 40, np.arange(800) // 40, SHARES, 10, 10) == 0).all()  # too short: train
-    assert len(capture_side(np.empty(0, int), np.empty(0, int), np.empty(0, int), SHARES, 10, 10)) == 0
+    short = np.arange(800) // 40
+    assert (capture_side(one, short, short, ordered, SHARES, 10, 10) == 0).all()  # too short: they train
+    nothing = np.empty(0, dtype=int)
+    assert len(capture_side(nothing, nothing, nothing, ordered[:0], SHARES, 10, 10)) == 0
+
+
+def test_a_shuffled_file_sorted_by_label_gives_each_part_all_labels() -> None:
+    one, label = np.zeros(800, dtype=int), np.repeat([0, 1], 400)
+    side = capture_side(one, one, label, np.zeros(800, dtype=bool), SHARES, 10, 10)
+    in_order = capture_side(one, one, label, np.ones(800, dtype=bool), SHARES, 10, 10)
+    assert set(in_order[label == 0]) == {0}
+    mixed = np.random.default_rng(0).permutation(800)
+    again = capture_side(one, one, label[mixed], np.zeros(800, dtype=bool), SHARES, 10, 10)
+    for index in range(2):
+        assert [(side[label == index] == part).sum() for part in range(3)] == [266, 57, 57]
+        np.testing.assert_array_equal(side[label == index], again[label[mixed] == index])

@@ -203,7 +203,8 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
         notes.append(f"{np.count_nonzero(~events.ordered):,} of {len(events):,} rows are not in the order in which they happened: their windows are assembled")
 
     side, split = divide(events, schema, settings)
-    removed, duplicates = _duplicates(reader, side, drop=split["by"] == "blocks" and not encoding.get("tfidf_columns"))
+    # A row without a clock is only its vector, so a copy is the same observation; events at two times are two events, however alike.
+    removed, duplicates = _duplicates(reader, side, drop=split["by"] == "blocks" and schema.get("time_column") is None)
     parts = lay_windows(events, side, removed, settings)
     for note in notes:
         say(f"note: {note}")
@@ -289,7 +290,7 @@ def divide(events: Events, schema: Mapping[str, Any], settings: EncodingSettings
         return side, {**split, "gap": gap}
     if by == "time":
         return time_side(events.time, events.session, shares, gap), {**split, "gap": gap}
-    return capture_side(events.group, events.session, events.label, shares, gap, shortest=settings.seq_len), {**split, "gap": gap}
+    return capture_side(events.group, events.session, events.label, events.ordered, shares, gap, shortest=settings.seq_len), {**split, "gap": gap}
 
 
 def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool_], settings: EncodingSettings) -> list[Windows]:
