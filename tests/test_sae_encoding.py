@@ -11,9 +11,10 @@ import pytest
 from src.artifacts import open_artifact
 from src.errors import UserError
 from src.sae.aggregation import aggregate, read_schema
-from src.sae.encoding import KIND, EncodingSettings, Events, encode, run
+from src.sae.encoding import KIND, encode, run
 from src.sae.features import GAP, Encoder
 from src.sae.layout import Layout, preset, read_json
+from src.sae.windows import EncodingSettings, Events
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "iot23"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason="connections of IoT-23 (../shared/data/iot23) are not here")
