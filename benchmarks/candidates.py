@@ -24,7 +24,7 @@ from src.models.predictor_interface import EnhancedAttackPredictor
 from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
 from src.training.autoencoder import AutoencoderTrainer
 from src.training.fused import join
-from src.training.lstm_trainer import LSTMTrainer
+from src.training.lstm_trainer import LSTMTrainer, remove_checkpoints
 from src.training.peers import PEERS, Predictor
 
 MODEL, READOUT = "benchmark-model", "benchmark-readout"
@@ -162,7 +162,7 @@ def _kept(name: str, config: Config, dataset: Dataset, seed: int, build: Callabl
     seconds = time.perf_counter() - started
     with new_artifact(folder, MODEL, {"candidate": name, "seed": seed, "data_hash": dataset.data_hash, "seconds": seconds}) as target:
         save_file({key: value.contiguous() for key, value in model.state_dict().items()}, target / "model.safetensors")
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoints(checkpoint)
     return model, seconds
 
 

@@ -99,7 +99,7 @@ class LSTMModelConfig(Section):
 
 
 class LSTMTrainingConfig(Section):
-    """Training of the base attack predictor."""
+    """Training of an attack predictor."""
 
     epochs: int = Field(default=24, ge=1)
     """Largest number of epochs."""
@@ -127,12 +127,23 @@ class LSTMTrainingConfig(Section):
     """Autocast and gradient scaling, on a GPU only."""
 
 
+class TaughtTrainingConfig(LSTMTrainingConfig):
+    """Training of the base attack predictor: what either predictor's has, and its teachers."""
+
+    teachers: int = Field(default=3, ge=0, le=16)
+    """Networks of its shape that are trained first, to learn from their mean probabilities beside the labels (Hinton et al. 2015); 0: labels alone."""
+    teacher_share: float = Field(default=0.7, ge=0, le=1)
+    """Share of the teachers in the loss; the rest is that of the labels."""
+    teacher_softening: float = Field(default=2.0, gt=0)
+    """Temperature at which teachers are read and followed: the higher, the more they tell of the classes that are not the likeliest."""
+
+
 class LSTMConfigSection(Section):
     """The base attack predictor."""
 
     model: LSTMModelConfig = LSTMModelConfig()
     """Shape."""
-    training: LSTMTrainingConfig = LSTMTrainingConfig()
+    training: TaughtTrainingConfig = TaughtTrainingConfig()
     """Training."""
 
 
@@ -585,6 +596,7 @@ class Config(Section):
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "lstm.training.epochs": 14,
+        "lstm.training.teachers": 0,
         "temporal.training.epochs": 8,
         "rl.total_timesteps": 800_000,
         "eval.episodes": 200,

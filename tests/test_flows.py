@@ -6,6 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from src.data import flows
 from src.data.flows import LABEL_COLUMNS, network, read_flows
 from src.errors import UserError
 from tests.flows import COLUMNS_89, flow, write_unraveled
@@ -25,7 +26,9 @@ def test_the_layout_is_unraveleds() -> None:
     assert COLUMNS_89.index("dst2src_fin_packets") == 76, "columns 0 to 76 hold no text"
 
 
-def test_commas_with_and_without_quotes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [2, 20_000])
+def test_commas_with_and_without_quotes(tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows, "_BATCH", size)
     rows = [
         flow(dst_port="443", user_agent="curl", Stage="Benign"),
         flow(dst_port="80", user_agent='"Mozilla (KHTML, like Gecko)"', Stage="Establish Foothold"),
@@ -72,12 +75,14 @@ def test_wrong_files_are_one_clear_line(tmp_path: Path, rows: list[dict[str, str
         read(write_unraveled(tmp_path / "a.csv", rows))
 
 
-def test_broken_rows_and_missing_columns_are_named(tmp_path: Path) -> None:
+def test_broken_rows_and_missing_columns_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_unraveled(tmp_path / "a.csv", [flow()])
     whole = path.read_text()
     path.write_text(whole + "1,2,3\n")
-    with pytest.raises(UserError, match="row 2 has 3 fields, the header 93"):
-        read(path)
+    for size in (1, 20_000):
+        monkeypatch.setattr(flows, "_BATCH", size)
+        with pytest.raises(UserError, match="row 2 has 3 fields, the header 93"):
+            read(path)
     path.write_text(whole.replace("Stage", "Phase"))
     with pytest.raises(UserError, match="column 'Stage' is missing; found: id, expiration_id"):
         read(path)

@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 from torch.nn import functional
 
 from src.artifacts import new_artifact
-from src.config import LSTMTrainingConfig
+from src.config import LSTMTrainingConfig, TaughtTrainingConfig
 from src.data.windows import window_starts
 from src.errors import UserError
 from src.models.loop import WindowBatches, pick_device
@@ -22,6 +22,7 @@ from src.models.lstm_attack_predictor import (
     RealDataLSTMPredictor,
     RealDataTrainer,
     Scaler,
+    TaughtTrainer,
     build_model,
     load_predictor,
 )
@@ -174,6 +175,35 @@ def test_class_weights_follow_frequency() -> None:
     assert weights["none"] is None
     np.testing.assert_allclose(weights["sqrt"] / weights["sqrt"][0], [1, 0.5, 0, 2], rtol=1e-6)
     np.testing.assert_allclose(weights["balanced"] / weights["balanced"][0], [1, 0.25, 0, 4], rtol=1e-6)
+
+
+def test_batches_carry_what_teachers_said_of_their_windows() -> None:
+    shuffled = batches("fit", shuffle=True)
+    shuffled.taught = torch.nn.functional.one_hot(shuffled.labels, len(CLASSES)).float()
+    seen = [(labels, taught.argmax(dim=1)) for _, labels, taught in shuffled]
+    assert all(torch.equal(labels, told) for labels, told in seen)
+    assert not torch.equal(torch.cat([labels for labels, _ in seen]), shuffled.labels)
+    ordered = list(shuffled.in_order())
+    assert {len(batch) for batch in ordered} == {2}
+    assert torch.equal(torch.cat([labels for _, labels in ordered]), shuffled.labels)
+
+
+def test_loss_with_teachers_is_the_mixture_of_hinton() -> None:
+    share, softening, counts = 0.6, 3.0, np.array([1, 10, 100, 1])
+    given = TaughtTrainingConfig(teacher_share=share, teacher_softening=softening)
+    trainer = TaughtTrainer(model(), given, device="cpu", class_counts=counts)
+    windows, labels = next(iter(batches("fit")))
+    taught = torch.softmax(torch.randn(len(labels), len(CLASSES), generator=torch.Generator().manual_seed(0)), dim=-1)
+    trainer.model.eval()
+    hard, logits = trainer.objective((windows, labels, taught))
+    torch.testing.assert_close(hard, trainer.loss(logits, labels))
+    trainer.model.train()
+    trainer.model.dropout_layer.p = trainer.model.lstm.dropout = trainer.model.classifier[2].p = 0.0
+    loss, _ = trainer.objective((windows, labels, taught))
+    weight = np.sqrt(1 / counts)[labels.numpy()]
+    soft = torch.log_softmax(logits / softening, dim=-1).detach().numpy()
+    apart = softening**2 * -(weight[:, None] * taught.numpy() * soft).sum() / weight.sum()
+    assert float(loss.detach()) == pytest.approx((1 - share) * float(hard.detach()) + share * apart, rel=1e-5)
 
 
 # training

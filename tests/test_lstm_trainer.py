@@ -11,14 +11,14 @@ from src.config import Config, load_config
 from src.data.bank import SPLITS, TraceBank
 from src.data.dataset import Rows, load_dataset
 from src.errors import UserError
-from src.models.lstm_attack_predictor import KIND
+from src.models.lstm_attack_predictor import KIND, RealDataTrainer
 from src.models.lstm_sae import SOURCE
 from src.models.predictor_interface import FUSED, EnhancedAttackPredictor
 from src.predictor.interface import SensorReading
 from src.training.autoencoder import AutoencoderTrainer, loss_figure
 from src.training.explanation_figures import log_explanations
 from src.training.fused import TrainedSensor, confusion_figure, train_sensor
-from src.training.lstm_trainer import LSTMTrainer, history_figure
+from src.training.lstm_trainer import LSTMTrainer, history_figure, remove_checkpoints, teacher_seed
 from src.training.sensors import build_bank
 from tests.datasets import CLASSES, FEATURES, SIZES, make_dataset
 
@@ -30,6 +30,7 @@ DATA = make_dataset()
 
 def config(*more: str) -> Config:
     tiny = ["data.window=6", "lstm.model.hidden_size=16", "lstm.training.epochs=3", "lstm.training.learning_rate=0.01", "lstm.training.stride=1"]
+    tiny += ["lstm.training.teachers=2"]
     tiny += ["temporal.model.hidden_size=8", "temporal.model.num_heads=2", "temporal.model.memory_slots=4", "temporal.training.epochs=2"]
     tiny += ["temporal.training.learning_rate=0.01", "temporal.training.stride=1", "temporal.training.batch_size=64"]
     tiny += ["sae.model.encoder_units=[8, 4]", "sae.model.decoder_units=[4, 8]", "sae.training.epochs=2"]
@@ -144,6 +145,38 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, run: tuple
     resumed = train_sensor(config(), DATA, folder, notes, resume=True)
     assert all(map(torch.equal, weights(resumed), weights(run[0])))
     assert notes.epochs == run[1].epochs  # epochs done before are logged again, so that curves are whole
+
+
+def test_finished_teachers_are_not_trained_again_and_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, steps = tmp_path / "base.checkpoint.pt", []
+    step = RealDataTrainer._step
+    monkeypatch.setattr(RealDataTrainer, "_step", lambda self, *given: (steps.append(self.seed), step(self, *given)))
+    with pytest.raises(KeyboardInterrupt):
+        LSTMTrainer(config(), DATA, Notes(stop_after=("lstm", 1))).train_base(checkpoint)
+    assert [(seed, steps.count(seed)) for seed in dict.fromkeys(steps)] == [(teacher_seed(0, 0), 3), (teacher_seed(0, 1), 3), (0, 1)]
+    steps.clear()
+    LSTMTrainer(config(), DATA).train_base(checkpoint, resume=True)
+    assert steps == [0, 0]
+    assert len(list(tmp_path.iterdir())) == 3
+    remove_checkpoints(checkpoint)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["teachers=0", "teachers=1", "teacher_share=0.2", "teacher_softening=4"])
+def test_each_setting_of_the_teachers_changes_the_network(run: tuple[TrainedSensor, Notes], change: str) -> None:
+    model, _ = LSTMTrainer(config(f"lstm.training.{change}"), DATA).train_base()
+    assert not torch.equal(model.classifier[0].weight, run[0].sensor.model.classifier[0].weight)
+
+
+def test_a_network_that_leaves_its_teachers_out_is_the_one_without() -> None:
+    deaf, _ = LSTMTrainer(config("lstm.training.teacher_share=0"), DATA).train_base()
+    alone, _ = LSTMTrainer(config("lstm.training.teachers=0"), DATA).train_base()
+    assert all(map(torch.equal, deaf.state_dict().values(), alone.state_dict().values()))
+
+
+def test_teachers_differ_from_each_other_and_from_every_network_of_a_series() -> None:
+    seeds = [teacher_seed(seed, number) for seed in range(20) for number in range(5)]
+    assert len({*seeds, *range(20)}) == 120
 
 
 def test_fitted_parts_see_no_test_row(tmp_path: Path, run: tuple[TrainedSensor, Notes]) -> None:

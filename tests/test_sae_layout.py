@@ -90,3 +90,10 @@ def test_exit_status_follows_the_outcome(capsys: pytest.CaptureFixture[str]) -> 
 
     assert [finish(lambda _: None), finish(lambda _: 1), finish(wrong), finish(stopped)] == [0, 1, 2, 130]
     assert "error: no such thing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("dataset", "name"), [(dataset, name) for dataset, names in PRESETS.items() for name in (names or [None])])
+def test_every_configuration_is_there(dataset: str, name: str | None) -> None:
+    files = preset(dataset, name)
+    assert read_json(files.schema)["core_features"]
+    assert read_json(files.encoding)

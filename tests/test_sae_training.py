@@ -14,8 +14,9 @@ from src.artifacts import new_artifact
 from src.config import SAEModelConfig, SAETrainingConfig
 from src.errors import UserError
 from src.models.lstm_sae import AnomalyDetector
+from src.sae.encoding import KIND
 from src.sae.layout import Layout, finish, parser
-from src.sae.training import ENCODED, TrainingSettings, add_training_flags, run, train, training_settings
+from src.sae.training import TrainingSettings, add_training_flags, run, train, training_settings
 from src.training.sae_trainer import SAETrainer
 
 T, F = 5, 4
@@ -37,7 +38,7 @@ def make_encoded(root: Path, train_marks: np.ndarray | None = None, val_marks: n
         "train": np.zeros(120, np.int8) if train_marks is None else train_marks,
         "val": np.repeat([0, 1], 40).astype(np.int8) if val_marks is None else val_marks,
     }
-    with new_artifact(layout.encoded, ENCODED, {}) as folder:
+    with new_artifact(layout.encoded, KIND, {}) as folder:
         for seed, (part, y) in enumerate(marks.items()):
             np.save(folder / f"X_{part}_sequences.npy", waves(len(y), seed, y == 1))
             np.save(folder / f"y_{part}.npy", y)
@@ -190,7 +191,7 @@ def test_a_missing_or_altered_stage_2_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'y_train\.npy' was altered"):
         train(layout, settings(), quiet)
     layout = Layout(tmp_path, "otrf", "v1")
-    with new_artifact(layout.encoded, ENCODED, {}) as folder:
+    with new_artifact(layout.encoded, KIND, {}) as folder:
         for part in ("train", "val"):
             np.save(folder / f"X_{part}_sequences.npy", waves(9, 0))
             np.save(folder / f"y_{part}.npy", np.zeros(8, np.int8))

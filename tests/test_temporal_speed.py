@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from benchmarks import temporal_speed
 from benchmarks.temporal_speed import BATCH, FEATURES, ROWS, SENSOR_CLASSES, SENSOR_FEATURES, SENSOR_ROWS
 from src.models.temporal_lstm import create_model, get_config
+from src.models.temporal_lstm.blocks import TemporalAttention
 
 
 def test_multiply_adds_are_those_of_the_modules_that_run() -> None:
@@ -19,6 +20,8 @@ def test_multiply_adds_are_those_of_the_modules_that_run() -> None:
         rows = inputs[0].shape[0] * inputs[0].shape[1] if inputs[0].ndim == 3 else 0  # sums over a window's summary do not count
         if isinstance(module, nn.LSTM):
             counted["lstm"] += rows * sum(p.numel() for name, p in module.named_parameters() if "weight" in name)
+        elif isinstance(module, TemporalAttention):  # reads the weights of its projections itself
+            counted["linear"] += rows * module.project.weight.numel()
         elif isinstance(module, nn.Linear) and module.out_features > 1:
             counted["linear"] += rows * module.in_features * module.out_features
 

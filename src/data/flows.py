@@ -36,6 +36,7 @@ _TEXTS = (
     *("application_confidence", "requested_server_name", "client_fingerprint", "server_fingerprint", "user_agent", "content_type"),
 )
 _ADDRESSES = ("src_ip", "src_mac", "src_oui", "dst_ip", "dst_mac", "dst_oui")
+_BATCH = 20_000
 _LABELS = {plain(name): name for name in STAGES}
 
 
@@ -71,7 +72,7 @@ def read_flows(path: Path, columns: Sequence[str], label_columns: Sequence[str],
     if len(line) == 0:
         raise UserError(f"'{path}' has a header but no rows")
     wanted = list(dict.fromkeys([*columns, *label_columns]))
-    frame = _split(path, line, header, wanted, report)
+    frame = pl.concat([_split(path, line[first : first + _BATCH], first, header, wanted, report) for first in range(0, len(line), _BATCH)])
     spelled = frame.select(pl.coalesce(label_columns).str.strip_chars().alias("label")).to_series()
     texts = {*_TEXTS, *_ADDRESSES, *LABEL_COLUMNS}
     numbers: dict[str, Any] = {name: pl.Float64 for name in columns if name not in texts and header.index(name) < _first_text(header)}
@@ -89,8 +90,8 @@ def _first_text(header: Sequence[str]) -> int:
     return min((header.index(name) for name in _TEXTS if name in header), default=len(header))
 
 
-def _split(path: Path, line: pl.Series, header: Sequence[str], wanted: Sequence[str], report: Counter[str]) -> pl.DataFrame:
-    """The wanted columns of every line as text, empty cells as null."""
+def _split(path: Path, line: pl.Series, first: int, header: Sequence[str], wanted: Sequence[str], report: Counter[str]) -> pl.DataFrame:
+    """The wanted columns of every line as text, empty cells as null; `first` is the place of the first line in its file."""
     width = len(header)
     simple = (line.str.count_matches(",", literal=True) == width - 1) & ~line.str.contains('"', literal=True)
     place = {name: header.index(name) for name in wanted}
@@ -103,13 +104,13 @@ def _split(path: Path, line: pl.Series, header: Sequence[str], wanted: Sequence[
         rows = []
         for number, row in zip(odd, csv.reader(line[odd].to_list(), strict=False), strict=False):  # rows with quotes or commas in texts alone
             if len(row) < width:
-                raise UserError(f"'{path}': row {number + 1} has {len(row)} fields, the header {width}")
+                raise UserError(f"'{path}': row {first + number + 1} has {len(row)} fields, the header {width}")
             if len(row) > width:
                 report["rows with commas in texts"] += 1
                 row = [*row[:left], *[""] * (right - left), *row[len(row) - (width - right) :]]
             rows.append([row[place[name]] for name in wanted])
         if len(rows) < len(odd):
-            raise UserError(f"'{path}': a quotation mark is opened and not closed near row {odd[len(rows)] + 1}")
+            raise UserError(f"'{path}': a quotation mark is opened and not closed near row {first + odd[len(rows)] + 1}")
         parts.append(pl.DataFrame(rows, schema=dict.fromkeys(wanted, pl.String), orient="row"))
     order = np.argsort(np.concatenate([np.flatnonzero(simple.to_numpy()), odd]))
     return pl.concat(parts)[order].with_columns(pl.all().replace("", None))

@@ -168,26 +168,38 @@ def time_side(time: NDArray[np.integer], session: NDArray[np.integer], shares: S
 
 
 def capture_side(
-    group: NDArray[np.integer], session: NDArray[np.integer], label: NDArray[np.integer], shares: Sequence[float], gap: int, shortest: int
+    group: NDArray[np.integer],
+    session: NDArray[np.integer],
+    label: NDArray[np.integer],
+    ordered: NDArray[np.bool_],
+    shares: Sequence[float],
+    gap: int,
+    shortest: int,
 ) -> NDArray[np.int8]:
     """(N,) index into `PARTS` of each row: every capture is cut into contiguous blocks (`block_side`), -1 for rows between two.
 
     A capture is a run of sessions of one group; a session that begins with another label than the one before it ended with begins a new one,
-    so that where benign and attack traffic of a device are files of their own, each is cut.
+    so that where benign and attack traffic of a device are files of their own, each is cut. Shuffled rows of a group have no order to keep:
+    those of each label are cut by themselves, or a file sorted by label would put whole classes into one part.
 
     Args:
         group: (N,) id of the group of each row.
         session: (N,) id of the session of each row; rows of a session stand together.
         label: (N,) id of the label of each row.
+        ordered: (N,) whether rows stand in the order in which they happened.
         shares: of `PARTS`.
         gap: rows left out between two blocks.
         shortest: rows that each block must have; a capture too short for that trains whole.
     """
-    if not len(session):
-        return np.empty(0, dtype=np.int8)
     change = (np.diff(group) != 0) | ((np.diff(session) != 0) & (np.diff(label) != 0))
-    bounds = np.concatenate(([0], np.flatnonzero(change) + 1, [len(session)]))
-    return np.concatenate([block_side(int(size), shares, gap, shortest) for size in np.diff(bounds)])
+    capture = np.concatenate(([0], np.cumsum(change)))[: len(session)]
+    shuffled = ~ordered
+    capture[shuffled] = len(session) + group[shuffled] * (label.max(initial=0) + 1) + label[shuffled]
+    order = np.argsort(capture, kind="stable")
+    sizes = np.unique(capture, return_counts=True)[1]
+    side = np.empty(len(session), dtype=np.int8)
+    side[order] = np.concatenate([np.empty(0, np.int8), *(block_side(int(size), shares, gap, shortest) for size in sizes)])
+    return side
 
 
 def _starts(session: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -22,7 +22,8 @@ from src.models.stopping import Stopping
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch = tuple[Tensor, ...]
-"""Windows (B, T, F); for a classifier labels (B,) too and, where a model asks for them, domains (B,)."""
+"""Windows (B, T, F); for a classifier labels (B,) too and, where a model asks for them, domains (B,); last, where teachers have spoken, their
+probabilities (B, C)."""
 Batches = Iterable[Batch]
 """A `WindowBatches`, or a torch `DataLoader`. Shuffling is drawn from its `generator`."""
 History = list[dict[str, float]]
@@ -47,19 +48,25 @@ class WindowBatches:
         """
         self.rows, self.starts, self.labels, self.domains = rows, starts, labels, domains
         self.length, self.batch_size, self.generator = length, batch_size, generator
+        self.taught: Tensor | None = None
+        """(W, C) probabilities that teachers give each window; they come last in a batch."""
+
+    def in_order(self) -> WindowBatches:
+        """The same windows, not shuffled."""
+        return WindowBatches(self.rows, self.starts, self.labels, self.length, self.batch_size, None, self.domains)
 
     def __len__(self) -> int:
         """Number of batches."""
         return (len(self.starts) + self.batch_size - 1) // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield windows (B, T, F), labels (B,) and, where they are known, domains (B,)."""
+        """Yield windows (B, T, F), labels (B,) and, where they are known, domains (B,) and the probabilities (B, C) of teachers."""
         count, device = len(self.starts), self.rows.device
         order = torch.arange(count) if self.generator is None else torch.randperm(count, generator=self.generator)
         steps = torch.arange(self.length, device=device)
         for chosen in order.to(device).split(self.batch_size):
-            batch = self.rows[self.starts[chosen, None] + steps], self.labels[chosen]  # (B, T, F), (B,)
-            yield batch if self.domains is None else (*batch, self.domains[chosen])
+            known = [part[chosen] for part in (self.labels, self.domains, self.taught) if part is not None]
+            yield self.rows[self.starts[chosen, None] + steps], *known  # (B, T, F), (B,), ...
 
 
 @contextlib.contextmanager

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from src.artifacts import new_artifact, open_artifact
+from src.config import TaughtTrainingConfig
 from src.data.bank import FEATURE_BOUND
 from src.errors import UserError
 from src.models.classifier import ClassifierTrainer
-from src.models.loop import seeded
+from src.models.loop import Batch, seeded
 
 KIND = "lstm-predictor"
 
@@ -174,6 +176,30 @@ class RealDataTrainer(ClassifierTrainer[RealDataLSTMPredictor]):
             raise UserError(f"artifact '{folder}' holds {model.config}, not {self.shape}; train again or restore those settings")
         self.model.load_state_dict(model.state_dict())
         return meta
+
+
+class TaughtTrainer(RealDataTrainer):
+    """Trains a `RealDataLSTMPredictor` on labels and on what teachers say of the same windows: knowledge distillation.
+
+    Loss of a batch: (1 - share) x labelled loss + share x softening^2 x cross-entropy with the teachers' probabilities, both read at the temperature
+    `softening` (Hinton et al. 2015); windows weigh by their class as in the labelled loss. Teachers of the same shape lift it too (Furlanello et al. 2018).
+    """
+
+    def __init__(self, model: RealDataLSTMPredictor, settings: TaughtTrainingConfig, **options: Any) -> None:
+        """As `Trainer`; batches to train on must carry the teachers' probabilities (`WindowBatches.taught`), read at `teacher_softening`."""
+        super().__init__(model, settings, **options)
+        self.share, self.softening = settings.teacher_share, settings.teacher_softening
+
+    def objective(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss () of a batch on the trainer's device, and its logits (B, C); in evaluation the labelled loss alone."""
+        loss, logits = super().objective(batch)
+        if not self.model.training:
+            return loss, logits
+        labels, taught = batch[1], batch[-1]
+        missed = -(taught * functional.log_softmax(logits.float() / self.softening, dim=-1)).sum(dim=-1)  # (B,)
+        weight = torch.ones_like(missed) if self.class_weights is None else self.class_weights[labels]  # (B,)
+        apart = self.softening**2 * (weight * missed).sum() / weight.sum()
+        return (1 - self.share) * loss + self.share * apart, logits
 
 
 def save_predictor(folder: Path, model: RealDataLSTMPredictor, meta: Mapping[str, Any], beside: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:

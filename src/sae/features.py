@@ -38,7 +38,7 @@ CLIP = 5.0
 """Largest size of an encoded number, in standard deviations."""
 
 RARE = 1e-3
-"""Share of the training rows below which a category is `other`."""
+"""Share of the training rows that have the column, below which a category is `other`; so is one of a single row."""
 
 MOST_CATEGORIES = 64
 """Categories of a column that get a column of their own, the most frequent first."""
@@ -49,7 +49,7 @@ LONGEST = 2048
 GAP = "seconds_since_previous"
 """Derived column: seconds since the event before it in the session."""
 
-KEYS = {"tfidf_columns", "tfidf_params", "categorical_columns", "port_columns", "numeric_columns", "derived_columns", "leakage_report"}
+KEYS = {"tfidf_columns", "tfidf_params", "categorical_columns", "port_columns", "account_columns", "numeric_columns", "derived_columns", "leakage_report"}
 """Keys of an encoding configuration."""
 
 LEAKS = re.compile(
@@ -98,7 +98,9 @@ def check_config(config: Mapping[str, Any], schema: Mapping[str, Any], columns: 
     for key in config:
         if key not in KEYS:
             raise UserError(f"encoding configuration: unknown key '{key}': {nearest(key, sorted(KEYS))}")
-    named = [name for key in ("tfidf_columns", "categorical_columns", "port_columns", "numeric_columns") for name in config.get(key, ())]
+        if key.endswith("_columns") and not (isinstance(config[key], list) and all(isinstance(name, str) for name in config[key])):
+            raise UserError(f"encoding configuration: {key} must be a list of names, not {config[key]!r}")
+    named = [name for key in ("tfidf_columns", "categorical_columns", "port_columns", "account_columns", "numeric_columns") for name in config.get(key, ())]
     if not named:
         raise UserError("encoding configuration names no column; give tfidf_columns, categorical_columns or numeric_columns")
     for name in named:
@@ -106,7 +108,9 @@ def check_config(config: Mapping[str, Any], schema: Mapping[str, Any], columns: 
             raise UserError(f"encoding configuration: column '{name}' is named twice; encode it one way")
         if name not in columns:
             raise UserError(f"encoding configuration: no column '{name}': {nearest(name, columns)}")
-    for name in config.get("tfidf_params", {}):
+    for name, size in config.get("tfidf_params", {}).items():
+        if not isinstance(size, int) or size < 1:
+            raise UserError(f"encoding configuration: tfidf_params of '{name}' is {size!r}; it must be a whole number from 1")
         if name not in config.get("tfidf_columns", ()):
             raise UserError(f"encoding configuration: tfidf_params names '{name}', which is none of tfidf_columns")
     for name in config.get("derived_columns", ()):
@@ -148,6 +152,18 @@ def port_kind(column: pl.Series) -> pl.Series:
     frame = pl.DataFrame({"port": port})
     named = pl.when(pl.col("port") < 1024).then(pl.col("port").cast(pl.String)).when(pl.col("port") < 49152).then(pl.lit("registered"))
     return frame.select(pl.when(pl.col("port").is_not_null()).then(named.otherwise(pl.lit("dynamic")))).to_series()
+
+
+def account_kind(column: pl.Series) -> pl.Series:
+    r"""A Windows account by its kind, since names tell hosts and people: a built-in one by its name (`system`, `dwm`), else `machine` or `person`.
+
+    `NT AUTHORITY\SYSTEM` is `system`, `Window Manager\DWM-2` is `dwm`, `SITE\DC01$` is `machine`, `SITE\ann` is `person`.
+    """
+    name = pl.col("account").str.to_lowercase()
+    built_in = name.str.contains(r"^(nt authority|nt service|window manager|font driver host)\\")
+    own = name.str.extract(r"\\(.*)$").str.replace(r"-?[0-9]+$", "")
+    kind = pl.when(built_in).then(own).when(name.str.ends_with("$")).then(pl.lit("machine")).when(name.is_not_null()).then(pl.lit("person"))
+    return pl.DataFrame({"account": column.cast(pl.String)}).select(kind).to_series()
 
 
 @dataclass
@@ -195,7 +211,9 @@ class Encoder:
         for name in encoder.category_columns:
             values, code = distinct(encoder._category(rows, name))
             counts = np.bincount(code, minlength=len(values))
-            often = [place for place in np.argsort(-counts, kind="stable") if values[place] is not None and counts[place] >= RARE * len(rows)]
+            present = sum(int(count) for value, count in zip(values, counts, strict=True) if value is not None)
+            least = max(2.0, RARE * present)
+            often = [place for place in np.argsort(-counts, kind="stable") if values[place] is not None and counts[place] >= least]
             encoder.categories[name] = [values[place] for place in often[:MOST_CATEGORIES]]
             codes.append(code)
             blocks.append(encoder._one_hot(name, values))
@@ -219,7 +237,7 @@ class Encoder:
     @property
     def category_columns(self) -> list[str]:
         """Columns that become one-hot."""
-        return [*self.config.get("categorical_columns", ()), *self.config.get("port_columns", ())]
+        return [name for key in ("categorical_columns", "port_columns", "account_columns") for name in self.config.get(key, ())]
 
     @property
     def number_columns(self) -> list[str]:
@@ -350,8 +368,9 @@ class Encoder:
         return sparse.csr_array(normalize(matrix, copy=False)), new
 
     def _category(self, rows: pl.DataFrame, name: str) -> pl.Series:
-        column = port_kind(rows[name]) if name in self.config.get("port_columns", ()) else rows[name]
-        return column.cast(pl.String)
+        if name in self.config.get("port_columns", ()):
+            return port_kind(rows[name])
+        return account_kind(rows[name]) if name in self.config.get("account_columns", ()) else rows[name].cast(pl.String)
 
     def _one_hot(self, name: str, values: Sequence[Any]) -> sparse.csr_array:
         """(U, C + 2) one-hot of categories: the known ones, `other`, `missing`."""

@@ -16,7 +16,6 @@ import math
 import sys
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -30,11 +29,10 @@ from src.artifacts import new_artifact, open_artifact
 from src.config import SAEModelConfig, SAETrainingConfig, explain, nearest
 from src.errors import UserError
 from src.models.lstm_sae import KIND, AnomalyDetector, SAEConfig, build_autoencoder
+from src.sae import encoding
 from src.sae.layout import Layout, Say, finish, layout_of, parser, teller
+from src.sae.measures import read_array
 from src.training.sae_trainer import ArrayBatches, SAETrainer, Selection, evenly
-
-ENCODED = "sae-windows"
-"""Kind of stage 2's artifact."""
 
 STRATEGIES = ("standard", "smart", "adaptive")
 """Of stopping."""
@@ -68,8 +66,8 @@ def train(layout: Layout, settings: TrainingSettings, say: Say) -> dict[str, Any
         UserError: when stage 2 is missing or damaged, a training window is an attack, there is no benign validation window, or training diverges.
     """
     began = time.perf_counter()
-    open_artifact(layout.encoded, ENCODED)
-    windows = {part: _array(layout.encoded / f"X_{part}_sequences.npy", 3) for part in ("train", "val")}
+    open_artifact(layout.encoded, encoding.KIND)
+    windows = {part: read_array(layout.encoded / f"X_{part}_sequences.npy") for part in ("train", "val")}
     fit, held, notes = _chosen(layout, windows)
     for note in notes:
         say(f"note: {note}")
@@ -138,12 +136,12 @@ def _chosen(layout: Layout, windows: dict[str, NDArray[np.float32]]) -> tuple[ND
     """Indices of training windows, and of benign validation windows; and what is to be known of them.
 
     Raises:
-        UserError: for a training window that is an attack, parts of different lengths, or a part without a window.
+        UserError: for a training window that is an attack, windows and marks that do not fit, or a part without a window.
     """
-    marks = {part: np.asarray(_array(layout.encoded / f"y_{part}.npy", 1)) for part in windows}
+    marks = {part: np.asarray(read_array(layout.encoded / f"y_{part}.npy")) for part in windows}
     for part, array in windows.items():
-        if len(array) != len(marks[part]) or array.shape[1:] != windows["train"].shape[1:]:
-            raise UserError(f"'{layout.encoded}': windows {array.shape} and {len(marks[part])} marks of {part} do not fit together; run stage 2 again")
+        if array.ndim != 3 or marks[part].shape != array.shape[:1] or array.shape[1:] != windows["train"].shape[1:]:
+            raise UserError(f"'{layout.encoded}': windows {array.shape} and marks {marks[part].shape} of {part} do not fit together; run stage 2 again")
     attacks = np.flatnonzero(marks["train"] == 1)
     if len(attacks):
         raise UserError(
@@ -162,17 +160,6 @@ def _chosen(layout: Layout, windows: dict[str, NDArray[np.float32]]) -> tuple[ND
         empty = "training" if len(held) else "benign validation"
         raise UserError(f"'{layout.encoded}' holds no {empty} window; take more rows, shorter windows or another split in stage 2")
     return np.arange(len(marks["train"])), held, notes
-
-
-def _array(path: Path, dimensions: int) -> NDArray[Any]:
-    """An array, mapped from its file."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{path}' cannot be read ({error.__class__.__name__}); run stage 2 again") from error
-    if array.ndim != dimensions:
-        raise UserError(f"'{path}' has {array.ndim} dimensions, not {dimensions}; run stage 2 again")
-    return array
 
 
 def _digest(layout: Layout) -> str:

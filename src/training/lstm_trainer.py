@@ -22,7 +22,7 @@ from src.data.dataset import Dataset
 from src.data.windows import window_starts
 from src.errors import UserError
 from src.models.loop import History, Trainer, WindowBatches, seeded
-from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor, RealDataTrainer, build_model, save_predictor
+from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor, RealDataTrainer, TaughtTrainer, build_model, save_predictor
 from src.models.scores import Evaluation, confusion_matrix
 from src.models.temperature import fit_temperature
 from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model, get_config
@@ -54,6 +54,17 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def teacher_seed(seed: int, number: int) -> int:
+    """Seed of a teacher of the network that is trained with `seed`: no two networks of a series of seeds share theirs."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def remove_checkpoints(checkpoint: Path) -> None:
+    """Remove the checkpoint of a network and those of its teachers."""
+    for file in (checkpoint, *checkpoint.parent.glob(f"{checkpoint.stem}.teacher*.pt")):
+        file.unlink(missing_ok=True)
 
 
 class LSTMTrainer:
@@ -111,18 +122,34 @@ class LSTMTrainer:
         return WindowBatches(features, first, label, self.shape.sequence_length, size, generator, domain)
 
     def train_base(self, checkpoint: Path | None = None, resume: bool = False) -> tuple[RealDataLSTMPredictor, History]:
-        """Train and calibrate the base LSTM; returns it on the CPU, with a row an epoch.
+        """Train and calibrate the base LSTM, after its teachers; returns it on the CPU, with a row an epoch.
 
         Args:
-            checkpoint: file written after each epoch.
-            resume: go on from it, if it is there.
+            checkpoint: file written after each epoch; those of the teachers lie beside it (`remove_checkpoints`).
+            resume: go on from them, if they are there.
         """
-        compute, settings = self.config.compute, self.config.lstm.training
-        model = build_model(self.shape, compute.seed)
-        model.scaler.fit(self.dataset.splits["fit"].features)
+        settings, seed = self.config.lstm.training, self.config.compute.seed
         batches = self.batches("fit", settings)
-        trainer = RealDataTrainer(model, settings, seed=compute.seed, device=compute.device, class_counts=self._counts(batches))
-        history = self._train(trainer, batches, "lstm", checkpoint, resume)
+        if settings.teachers == 0:
+            return self._train_base(RealDataTrainer, seed, batches, "lstm", checkpoint, resume)
+        total = torch.zeros(len(batches.starts), self.shape.num_classes)
+        for number in range(settings.teachers):
+            file = None if checkpoint is None else checkpoint.with_name(f"{checkpoint.stem}.teacher{number}.pt")
+            teacher, _ = self._train_base(RealDataTrainer, teacher_seed(seed, number), batches, f"teacher {number + 1}", file, resume)
+            with torch.inference_mode(), torch_threads(self.config.compute.threads):
+                logits = torch.cat([teacher.eval()(batch[0]) for batch in batches.in_order()]) / teacher.temperature  # (W, C)
+            total += torch.softmax(logits / settings.teacher_softening, dim=-1)
+        batches.taught = total / settings.teachers
+        return self._train_base(TaughtTrainer, seed, batches, "lstm", checkpoint, resume)
+
+    def _train_base(
+        self, kind: type[RealDataTrainer], seed: int, batches: WindowBatches, name: str, checkpoint: Path | None, resume: bool
+    ) -> tuple[RealDataLSTMPredictor, History]:
+        """Train and calibrate one network of the base LSTM's shape."""
+        model = build_model(self.shape, seed)
+        model.scaler.fit(self.dataset.splits["fit"].features)
+        trainer = kind(model, self.config.lstm.training, seed=seed, device=self.config.compute.device, class_counts=self._counts(batches))
+        history = self._train(trainer, batches, name, checkpoint, resume)
         model.to("cpu").temperature.fill_(fit_temperature(*self._collect(lambda windows: model.eval()(windows)[None])))
         return model, history
 
@@ -151,7 +178,7 @@ class LSTMTrainer:
         with torch_threads(self.config.compute.threads), training_bar(name, trainer.settings.epochs) as show:
 
             def on_epoch(row: dict[str, float]) -> None:
-                if self.log is not None:
+                if self.log is not None and name in TITLES:  # teachers are only on the way
                     figures = {f"{name}/{key}": value for key, value in row.items() if key != "epoch"}
                     self.log.log_metrics(figures, step=int(row["epoch"]))
                 show(row)
@@ -199,7 +226,7 @@ class LSTMTrainer:
         names = {"feature_names": self.dataset.feature_names, "class_names": self.dataset.class_names, "temporal": asdict(temporal.config)}
         save_predictor(folder, base, {**provenance(self.config, self.dataset), **names, "metrics": metrics}, {"temporal": temporal.state_dict()})
         for checkpoint in checkpoints.values():
-            checkpoint.unlink(missing_ok=True)
+            remove_checkpoints(checkpoint)
         histories = {"lstm": history, "temporal": temporal_history}
         if self.log is not None:
             self.log.log_metrics({f"test/{key}": value for key, value in metrics.items()})

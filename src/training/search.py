@@ -107,6 +107,7 @@ def search(
     Raises:
         UserError: when the named study was made with other settings or data, the store cannot be used, or the first trial fails.
     """
+    config = changed(config, {"lstm.training.teachers": 0})  # they would cost each trial several times as much, and help every one
     digest = _digest(config, dataset, ranges, model)
     held = _open(store, study or f"{model}-{digest[:12]}", digest)
     while (done := len(_finished(held))) < trials:
