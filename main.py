@@ -17,14 +17,14 @@ from src.errors import UserError
 if TYPE_CHECKING:
     from src.pipeline import Run
 
-PHASES: dict[str, Callable[[Run], None] | str] = {
-    "lstm": lambda run: run.train_sensor(),
-    "sae": "the LSTM autoencoder is not part of this version; the anomaly score comes from a PCA reconstruction, trained by phase lstm",
+PHASES: dict[str, Callable[[Run], None]] = {
+    "lstm": lambda run: run.train_networks(),
+    "sae": lambda run: run.train_autoencoder(),
     "rl": lambda run: run.train_agents(),
     "eval": lambda run: run.evaluate(),
     "all": lambda run: run.everything(),
 }
-"""What each phase does, or why it cannot be had yet. What a phase needs and is missing is trained first."""
+"""What each phase does. What a phase needs and is missing is trained first."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,8 +59,6 @@ def configuration(given: argparse.Namespace) -> Config:
     """
     if given.phase not in PHASES:
         raise UserError(f"unknown phase '{given.phase}': {nearest(given.phase, PHASES)}")
-    if isinstance(missing := PHASES[given.phase], str):
-        raise UserError(f"phase '{given.phase}': {missing}")
     overrides = [*given.overrides, *([f"compute.seed={given.seed}"] if given.seed is not None else [])]
     if given.resume is None:
         return load_config(given.config, given.preset, overrides)
@@ -81,9 +79,7 @@ def main(words: list[str] | None = None) -> int:
         from src.pipeline import start  # heavy imports only once the words are known to be right
 
         with start(config, given.phase, given.resume) as run:
-            phase = PHASES[given.phase]
-            assert not isinstance(phase, str)
-            phase(run)
+            PHASES[given.phase](run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

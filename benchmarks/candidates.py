@@ -19,17 +19,27 @@ from src.artifacts import new_artifact, open_artifact
 from src.config import Config
 from src.data.dataset import Dataset
 from src.models.lstm_attack_predictor import RealDataLSTMPredictor, build_model
+from src.models.lstm_sae import AnomalyDetector
 from src.models.predictor_interface import EnhancedAttackPredictor
 from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
+from src.training.autoencoder import AutoencoderTrainer
+from src.training.fused import join
 from src.training.lstm_trainer import LSTMTrainer, remove_checkpoints
 from src.training.peers import PEERS, Predictor
 
 MODEL, READOUT = "benchmark-model", "benchmark-readout"
+DATA_CODE = tuple(f"src/data/{name}.py" for name in ("ciciot2023", "dataset", "nbaiot", "profile", "splits", "synthetic", "taxonomy", "windows"))
 NETWORK_CODE = (
-    *("src/data", "src/models/loop.py", "src/models/scores.py", "src/models/lstm_attack_predictor.py", "src/models/predictor_interface.py"),
-    *("src/models/fusion.py", "src/models/temporal_lstm", "src/training/lstm_trainer.py", "src/training/temporal_trainer.py", "benchmarks/candidates.py"),
+    *DATA_CODE,
+    *(f"src/models/{name}.py" for name in ("classifier", "loop", "lstm_attack_predictor", "scores", "stopping", "temperature")),
+    *("src/models/temporal_lstm", "src/training/lstm_trainer.py", "src/training/temporal_trainer.py", "benchmarks/candidates.py"),
 )
-PEER_CODE = ("src/data", "src/models/scores.py", "src/training/peers.py", "benchmarks/candidates.py")
+SENSOR_CODE = (
+    *NETWORK_CODE,
+    *(f"src/models/{name}.py" for name in ("fusion", "lstm_sae", "predictor_interface")),
+    *(f"src/training/{name}.py" for name in ("autoencoder", "fused", "sae_trainer")),
+)
+PEER_CODE = (*DATA_CODE, "src/models/scores.py", "src/training/peers.py", "benchmarks/candidates.py")
 """Code that a kept candidate hangs on."""
 BATCH = 1024
 
@@ -95,10 +105,20 @@ def temporal_lstm(config: Config, dataset: Dataset, seed: int) -> tuple[Advanced
 
 
 def fused_sensor(config: Config, dataset: Dataset, seed: int) -> tuple[EnhancedAttackPredictor, float]:
-    """Both networks of a seed and the anomaly score as one sensor, joined on `calibrate`, and the seconds that training both took."""
+    """Both networks and the autoencoder of a seed as one sensor, joined on `calibrate`, and the seconds that training all three took."""
     base, first = base_lstm(config, dataset, seed)
     temporal, second = temporal_lstm(config, dataset, seed)
-    return LSTMTrainer(_seeded(config, seed), dataset).join(base, temporal), first + second
+    detector, third = autoencoder(config, dataset, seed)
+    return join(config, dataset, base, temporal, detector), first + second + third
+
+
+def autoencoder(config: Config, dataset: Dataset, seed: int) -> tuple[AnomalyDetector, float]:
+    """The autoencoder as `--phase sae` trains it, and the seconds that took; kept, and taken from what was kept."""
+    folder = cache_folder() / "autoencoders" / identity(AUTOENCODER, config, dataset, seed)
+    if not folder.exists():
+        AutoencoderTrainer(_seeded(config, seed), dataset).train(folder, resume=True)
+    detector, meta = AnomalyDetector.load(folder)
+    return detector, float(meta["metrics"]["seconds"])
 
 
 class Fused(Network):
@@ -113,8 +133,10 @@ class Fused(Network):
         return {"probabilities": reading.probabilities, "doubt": reading.uncertainty}
 
     def size(self) -> int:
-        """Trainable parameters of both networks."""
-        return self.sensor.model.count_parameters() + (self.sensor.second.model.count_parameters()["total"] if self.sensor.second else 0)
+        """Trainable parameters of all networks."""
+        second, detector = self.sensor.second, self.sensor.detector
+        counts = [self.sensor.model.count_parameters(), second.model.count_parameters()["total"] if second else 0]
+        return sum(counts) + (detector.model.count_parameters() if isinstance(detector, AnomalyDetector) else 0)
 
 
 def _fused(config: Config, dataset: Dataset, seed: int) -> tuple[Predictor, float]:
@@ -146,7 +168,7 @@ def _kept(name: str, config: Config, dataset: Dataset, seed: int, build: Callabl
 
 def identity(name: str, config: Config, dataset: Dataset, seed: int) -> str:
     """What a trained candidate hangs on: data, the sections of the configuration that it reads, seed and code."""
-    code = PEER_CODE if name in PEERS else NETWORK_CODE
+    code = PEER_CODE if name in PEERS else SENSOR_CODE if name in (FUSED, AUTOENCODER) else NETWORK_CODE
     return digest(name, dataset.data_hash, config.model_dump(mode="json", include={"data", *SECTIONS.get(name, ())}), seed, code_digest(*code))
 
 
@@ -166,8 +188,8 @@ def _network(train: Callable[[Config, Dataset, int], tuple[Any, float]]) -> Trai
     return wrapped
 
 
-BASE, TEMPORAL, FUSED = "base LSTM", "temporal LSTM", "fused sensor"
-SECTIONS = {BASE: ("lstm",), TEMPORAL: ("temporal",), FUSED: ("lstm", "temporal")}
+BASE, TEMPORAL, FUSED, AUTOENCODER = "base LSTM", "temporal LSTM", "fused sensor", "LSTM autoencoder"
+SECTIONS = {BASE: ("lstm",), TEMPORAL: ("temporal",), FUSED: ("lstm", "temporal", "sae"), AUTOENCODER: ("sae",)}
 """Sections of the configuration that a candidate reads beside `data`."""
 CANDIDATES: dict[str, Train] = {BASE: _network(base_lstm), TEMPORAL: _network(temporal_lstm), FUSED: _fused, **{name: _peer(name) for name in PEERS}}
 """Every candidate by the name that tables show."""

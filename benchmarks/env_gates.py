@@ -77,7 +77,6 @@ def trained_bank(config: Config) -> TraceBank:
     from src.pipeline import start
 
     with start(config, "lstm", None) as run:
-        run.train_sensor()
         return run.bank()
 
 

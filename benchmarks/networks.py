@@ -19,7 +19,7 @@ from src.data.windows import gather, window_starts
 from src.models.explanations import AttentionTracker
 from src.models.loop import Trainer, WindowBatches, seeded
 from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor, RealDataTrainer, build_model
-from src.models.predictor_interface import fit_temperature
+from src.models.temperature import fit_temperature
 from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
 from src.training.temporal_trainer import TemporalTrainer
 

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from benchmarks.candidates import autoencoder
 from benchmarks.common import Gate, PartOptions
 from benchmarks.networks import NETWORKS, Network, draws_of, train_network, windows_of
-from src.config import DataConfig
+from src.config import load_config
 from src.data.dataset import Dataset, Rows, load_dataset, without_family
 from src.data.taxonomy import FAMILIES, family_index
 from src.evaluation.detection import Blocks, Bootstrap, Values, auroc
@@ -27,8 +28,9 @@ from src.evaluation.statistics import Estimate, interval
 from src.models.fusion import disagreement
 from src.models.loop import seeded
 from src.models.lstm_attack_predictor import RealDataLSTMPredictor
+from src.models.lstm_sae import AnomalyDetector
 from src.models.novelty import ClassDistance, Novelty, views
-from src.models.predictor_interface import BenignSubspace
+from src.models.subspace import BenignSubspace
 
 SEED = 0
 STRIDE = 5
@@ -42,7 +44,7 @@ NOVELTY, SURENESS = "novelty (both distances)", "1 - largest probability"
 Score = Callable[[Tensor], NDArray[np.float64]]
 
 
-def scores(networks: Mapping[str, Network], name: str, dataset: Dataset, length: int) -> dict[str, Score]:
+def scores(networks: Mapping[str, Network], name: str, dataset: Dataset, length: int, detector: AnomalyDetector) -> dict[str, Score]:
     """Every score of raw windows (N, T, F) by its name: the higher, the less known. Fitted on `fit` and `calibrate` of the data set.
 
     Args:
@@ -50,13 +52,14 @@ def scores(networks: Mapping[str, Network], name: str, dataset: Dataset, length:
         name: of the one that is scored; `disagreement` takes both, as the fused sensor's uncertainty does.
         dataset: without the family that was left out.
         length: rows in a window.
+        detector: of benign windows.
     """
     model = networks[name]
     windows, labels = (torch.from_numpy(part) for part in windows_of(dataset.splits["fit"], length, STRIDE)[:2])
     calibrate, calibrate_labels = (torch.from_numpy(part) for part in windows_of(dataset.splits["calibrate"], length, STRIDE)[:2])
     benign = torch.from_numpy(np.flatnonzero(family_index(dataset.class_names) == 0))
-    scaled = [model.scaler(part[torch.isin(label, benign)].double()) for part, label in ((windows, labels), (calibrate, calibrate_labels))]
-    subspace, novelty = BenignSubspace.fit(*scaled), Novelty.fit(model, windows, labels, calibrate)
+    ordinary, checked = (part[torch.isin(label, benign)] for part, label in ((windows, labels), (calibrate, calibrate_labels)))
+    subspace, novelty = BenignSubspace.fit(model.scaler, ordinary, checked), Novelty.fit(model, windows, labels, calibrate)
     background = ClassDistance.fit(views(model, windows)[0], torch.zeros_like(labels))
     in_batches: dict[str, Callable[[Tensor], Tensor]] = {
         SURENESS: lambda x: 1 - model.predict_attack_probability(x).amax(dim=1),
@@ -67,7 +70,8 @@ def scores(networks: Mapping[str, Network], name: str, dataset: Dataset, length:
         "Mahalanobis of embedding": lambda x: novelty.embedding(views(model, x)[0]),
         "relative Mahalanobis": lambda x: novelty.embedding(views(model, x)[0]) - background(views(model, x)[0]),
         "Mahalanobis of rows": lambda x: novelty.rows(views(model, x)[1]),
-        "PCA of benign (anomaly)": lambda x: subspace.error(model.scaler(x.double())),
+        "PCA of benign": subspace.error,
+        "LSTM autoencoder of benign": lambda x: torch.from_numpy(detector.score(x.numpy())),
         NOVELTY: lambda x: novelty.score(model, x),
     }
 
@@ -137,8 +141,8 @@ class Trial:
 
 def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[str, Any]]]]:
     """Gate `D13.unknown`: novelty against how sure the network is of its answer, mean over families; tables by family."""
-    config = DataConfig(root=options.root)
-    dataset, length = load_dataset(config, SEED), config.window
+    config = load_config(overrides=[f"data.root={options.root}", *(["sae.training.epochs=2"] if options.quick else [])], environ={})
+    dataset, length = load_dataset(config.data, SEED), config.data.window
     present = set(family_index(dataset.class_names))
     families = [name for index, name in enumerate(FAMILIES) if index > 0 and index in present]
     if options.quick:
@@ -151,11 +155,12 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
         known, held = without_family(dataset, family)
         trained = {name: train_network(name, known, length, epochs=epochs, stride=stride, seed=SEED) for name in NETWORKS}
         networks = {name: one.model for name, one in trained.items()}
+        detector, _ = autoencoder(config, known, SEED)
         choice, trial = (Trial(known.splits[side], held[side], length, count) for side, count in (("agent", 0), ("test", resamples)))
         for name in NETWORKS:
             place: dict[str, Any] = {"network": name, "family": family, "windows": int(trial.unknown.sum())}
             known_row, benign_row, fate = dict(place), dict(place), dict(place)
-            for title, score in scores(networks, name, known, length).items():
+            for title, score in scores(networks, name, known, length, detector).items():
                 values = score(trial.windows)
                 told = trial.told(values)
                 on_test.setdefault((name, title), []).append(told)

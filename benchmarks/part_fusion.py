@@ -35,8 +35,8 @@ def sensors(fused: EnhancedAttackPredictor) -> dict[str, EnhancedAttackPredictor
     only = Fusion(np.array([0.0, 1.0]), 0.0, 0.0, second.fusion.attack)
     return {
         FUSED: fused,
-        BASE: EnhancedAttackPredictor(fused.model, fused.subspace, *names),
-        TEMPORAL: EnhancedAttackPredictor(fused.model, fused.subspace, *names, Second(second.model, only, second.usual)),
+        BASE: EnhancedAttackPredictor(fused.model, fused.detector, *names),
+        TEMPORAL: EnhancedAttackPredictor(fused.model, fused.detector, *names, Second(second.model, only, second.usual)),
     }
 
 

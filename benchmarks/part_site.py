@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import lightgbm
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from benchmarks.common import Gate, PartOptions
@@ -199,9 +198,7 @@ def _anomalies(study: Study, found: SiteDetector, judged: NDArray[np.float64], o
     """Distance from ordinary traffic of both sites as a detector of its own, and fused with the adapted one: the larger of the two ranks."""
 
     def anomaly(windows: Rows) -> NDArray[np.float64]:
-        with torch.inference_mode():
-            parts = torch.from_numpy(windows).split(4096)
-            return np.concatenate([found.subspace.anomaly(found.model.scaler(part.double())).numpy() for part in parts])
+        return found.subspace.anomaly(windows)
 
     known = [anomaly(part) for part in ordinary]
     windows = study.windows

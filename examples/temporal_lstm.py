@@ -18,7 +18,7 @@ from src.errors import UserError
 from src.evaluation.detection import Blocks, Bootstrap, accuracy, auroc, calibration_error, confusions, macro_f1, selective_risk, top_calibration_error
 from src.models.explanations import BenignReference, explain
 from src.models.loop import WindowBatches, seeded
-from src.models.predictor_interface import fit_temperature
+from src.models.temperature import fit_temperature
 from src.models.temporal_lstm import PRESETS, AdvancedLSTMTemporal, create_model
 from src.training.explanation_figures import attention_figure
 from src.training.temporal_trainer import TemporalTrainer

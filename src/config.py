@@ -230,6 +230,15 @@ class SAETrainingConfig(Section):
     """Autocast and gradient scaling, on a GPU only."""
 
 
+class SAEConfigSection(Section):
+    """The LSTM autoencoder: an anomaly score that benign traffic alone teaches."""
+
+    model: SAEModelConfig = SAEModelConfig()
+    """Shape."""
+    training: SAETrainingConfig = SAETrainingConfig()
+    """Training."""
+
+
 class RateLimitConfig(Section):
     """RATE_LIMIT: slows whatever the device sends and receives."""
 
@@ -566,6 +575,8 @@ class Config(Section):
     """Base attack predictor."""
     temporal: TemporalConfig = TemporalConfig()
     """Advanced temporal LSTM."""
+    sae: SAEConfigSection = SAEConfigSection()
+    """LSTM autoencoder."""
     env: EnvConfig = EnvConfig()
     """Environment."""
     attackers: AttackersConfig = AttackersConfig()

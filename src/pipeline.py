@@ -38,6 +38,8 @@ from src.evaluation.statistics import Estimate
 from src.evaluation.tables import Gate, print_table, result, save_result
 from src.models.predictor_interface import EnhancedAttackPredictor
 from src.tracking import Tracker, tracking
+from src.training.autoencoder import AutoencoderTrainer
+from src.training.fused import assemble
 from src.training.lstm_trainer import LSTMTrainer
 from src.training.sensors import build_bank
 
@@ -47,6 +49,7 @@ POLICY_COLUMNS = {
 }  # fmt: skip
 """`healthy`: share of criticality x time both uncompromised and in service; `false h/day`: hours that a device is cut off in a day without attack."""
 FAMILY_COLUMNS = {"family": "family", "macro_f1": "F1"}
+DETECTION_COLUMNS = {"family": "family", "windows": "windows", "auroc": "AUROC", "alarms_01": "alarms at 1 %", "alarms_05": "alarms at 5 %"}
 
 
 def _digest(*parts: Any) -> str:
@@ -79,17 +82,24 @@ class Run:
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     figures: dict[str, Path] = field(default_factory=dict)
 
+    def _place(self, room: str, *depends: Any) -> Path:
+        """Folder in a room of the artifacts, by what its content depends on beside the data and the seed."""
+        return self.config.compute.artifacts / room / _digest(self.data.data_hash, self.config.data.window, self.config.compute.seed, *depends)
+
+    @property
+    def networks(self) -> Path:
+        """Where base LSTM and temporal LSTM lie."""
+        return self._place("networks", self.config.lstm.model_dump(mode="json"), self.config.temporal.model_dump(mode="json"))
+
+    @property
+    def autoencoder(self) -> Path:
+        """Where the LSTM autoencoder lies."""
+        return self._place("autoencoders", self.config.sae.model_dump(mode="json"))
+
     @property
     def sensor_folder(self) -> Path:
-        """Where the predictor and its banks lie."""
-        parts = (
-            self.data.data_hash,
-            self.config.data.window,
-            self.config.lstm.model_dump(mode="json"),
-            self.config.temporal.model_dump(mode="json"),
-            self.config.compute.seed,
-        )
-        return self.config.compute.artifacts / "sensors" / _digest(*parts)
+        """Where the sensor that joins them and its banks lie."""
+        return self._place("sensors", self.networks.name, self.autoencoder.name)
 
     @property
     def bank_folder(self) -> Path:
@@ -118,17 +128,39 @@ class Run:
         log.log_figure(figure, f"figures/{name}.png")
         self.figures[name] = path
 
-    def train_sensor(self) -> None:
-        """Train the predictor on `fit`, calibrate it, evaluate it on `test`, and fill the trace bank with its readings."""
-        target = self.sensor_folder / "predictor"
-        if not (self.resume and target.exists()):
+    def train_networks(self, join: bool = True) -> None:
+        """Train base LSTM and temporal LSTM on `fit`; then `join` them with the autoencoder, which is trained first if it is missing."""
+        if not (self.resume and self.networks.exists()):
             with self.tracker.nested("predictor", {"phase": "lstm"}) as log:
                 rows, classes = len(self.data.splits["fit"].label), len(self.data.class_names)
                 self.say(f"training the attack predictor (base LSTM, then temporal LSTM) on {self.source} traffic: {rows:,} rows, {classes} classes")
-                trained = LSTMTrainer(self.config, self.data, log).train(target, self.resume)
-                example = self._windows(8)
-                log.log_model("attack-predictor", target, "src.models.predictor_interface", example, trained.sensor.read(example).table())
-                log.log_metrics({"eval/accuracy": trained.metrics["accuracy"], "eval/macro_f1": trained.metrics["macro_f1"]})
+                LSTMTrainer(self.config, self.data, log).train(self.networks, self.resume)
+        if join:
+            self._join()
+
+    def train_autoencoder(self, join: bool = True) -> None:
+        """Train the LSTM autoencoder on benign windows of `fit`; then `join` it with the networks, which are trained first if they are missing."""
+        if not (self.resume and self.autoencoder.exists()):
+            with self.tracker.nested("autoencoder", {"phase": "sae"}) as log:
+                self.say(f"training the LSTM autoencoder on benign {self.source} traffic")
+                trained = AutoencoderTrainer(self.config, self.data, log).train(self.autoencoder, self.resume)
+                title = f"anomaly score on held-out {self.source} windows, each family against benign: alarms at 1 % and 5 % of calibration windows"
+                print_table(title, trained.rows, DETECTION_COLUMNS, self.console)
+        if join:
+            self._join()
+
+    def _join(self) -> None:
+        """Join what was trained to one sensor, and fill the trace bank with its readings."""
+        if not self.autoencoder.exists():
+            self.train_autoencoder(join=False)
+        if not self.networks.exists():
+            self.train_networks(join=False)
+        target = self.sensor_folder / "predictor"
+        with self.tracker.nested("sensor", {"phase": "sensor"}) as log:
+            joined = assemble(self.config, self.data, self.networks, self.autoencoder, target, log)
+            example = self._windows(8)
+            log.log_model("attack-predictor", target, "src.models.predictor_interface", example, joined.sensor.read(example).table())
+            log.log_metrics({"eval/accuracy": joined.metrics["accuracy"], "eval/macro_f1": joined.metrics["macro_f1"]})
         self._build_bank()
         self._print_sensor()
 
@@ -161,7 +193,7 @@ class Run:
     def bank(self) -> TraceBank:
         """The trace bank of this data, with the sensor trained first if it is missing."""
         if not (self.sensor_folder / "predictor").exists():
-            self.train_sensor()
+            self._join()
         elif not self.bank_folder.exists():
             self._build_bank()
         return TraceBank.load(self.bank_folder)
@@ -211,8 +243,9 @@ class Run:
             self._finish(found, log)
 
     def everything(self) -> None:
-        """Predictor first, then the agents, then the evaluation."""
-        self.train_sensor()
+        """Predictors first, then the agents, then the evaluation."""
+        self.train_networks(join=False)
+        self.train_autoencoder()
         self.train_agents()
         self.evaluate()
 
@@ -310,7 +343,7 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     data = load_dataset(config.data, config.compute.seed)
     traces = with_benign_site(data, config.data)
     unknown = [name for name in config.env.features if name not in data.feature_names]
-    if unknown and phase != "lstm":  # which trains a sensor for whatever features there are
+    if unknown and phase not in ("lstm", "sae"):  # which train a sensor for whatever features there are
         raise UserError(f"env.features: this data has no feature '{unknown[0]}': {nearest(unknown[0], data.feature_names)}")
     name = resume or f"{datetime.now():%Y%m%d-%H%M%S-%f}-{phase}-seed{config.compute.seed}"
     folder = config.compute.artifacts / "runs" / name

@@ -11,7 +11,7 @@ from src.data.bank import TraceBank
 from src.data.dataset import load_dataset
 from src.errors import UserError
 from src.models.predictor_interface import EnhancedAttackPredictor
-from src.training.lstm_trainer import LSTMTrainer
+from src.training.fused import train_sensor
 from src.training.sensors import build_bank
 from tests.banks import make_bank
 
@@ -27,11 +27,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[EnhancedAttackPre
             "lstm.model.num_layers=1",
             "temporal.training.epochs=1",
             "temporal.model.hidden_size=16",
+            "sae.training.epochs=1",
         ],
         environ={},
     )
     data = load_dataset(config.data, 0)
-    sensor = LSTMTrainer(config, data).train(tmp_path_factory.mktemp("live") / "predictor").sensor
+    sensor = train_sensor(config, data, tmp_path_factory.mktemp("live")).sensor
     return sensor, build_bank(data, sensor, sensor.scale, cap=60)
 
 

@@ -12,10 +12,13 @@ from src.data.bank import SPLITS, TraceBank
 from src.data.dataset import Rows, load_dataset
 from src.errors import UserError
 from src.models.lstm_attack_predictor import KIND, RealDataTrainer
+from src.models.lstm_sae import SOURCE
 from src.models.predictor_interface import FUSED, EnhancedAttackPredictor
 from src.predictor.interface import SensorReading
+from src.training.autoencoder import AutoencoderTrainer, loss_figure
 from src.training.explanation_figures import log_explanations
-from src.training.lstm_trainer import LSTMTrainer, TrainedSensor, confusion_figure, history_figure, remove_checkpoints, teacher_seed
+from src.training.fused import TrainedSensor, confusion_figure, train_sensor
+from src.training.lstm_trainer import LSTMTrainer, history_figure, remove_checkpoints, teacher_seed
 from src.training.sensors import build_bank
 from tests.datasets import CLASSES, FEATURES, SIZES, make_dataset
 
@@ -30,6 +33,7 @@ def config(*more: str) -> Config:
     tiny += ["lstm.training.teachers=2"]
     tiny += ["temporal.model.hidden_size=8", "temporal.model.num_heads=2", "temporal.model.memory_slots=4", "temporal.training.epochs=2"]
     tiny += ["temporal.training.learning_rate=0.01", "temporal.training.stride=1", "temporal.training.batch_size=64"]
+    tiny += ["sae.model.encoder_units=[8, 4]", "sae.model.decoder_units=[4, 8]", "sae.training.epochs=2"]
     return load_config(overrides=[*tiny, "lstm.training.batch_size=64", "compute.device=cpu", "compute.threads=1", *more], environ={})
 
 
@@ -60,14 +64,14 @@ class Notes:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedSensor, Notes]:
     notes = Notes()
-    return LSTMTrainer(config(), DATA, notes).train(tmp_path_factory.mktemp("run") / "lstm"), notes
+    return train_sensor(config(), DATA, tmp_path_factory.mktemp("run") / "sensor", notes), notes
 
 
 def weights(trained: TrainedSensor) -> list[torch.Tensor]:
     sensor = trained.sensor
     assert sensor.second is not None
     networks = [*sensor.model.state_dict().values(), *sensor.second.model.state_dict().values()]
-    return [*networks, *sensor.subspace.tensors().values(), *sensor.second.fusion.tensors().values(), torch.tensor(sensor.second.usual)]
+    return [*networks, *sensor.detector.tensors().values(), *sensor.second.fusion.tensors().values(), torch.tensor(sensor.second.usual)]
 
 
 def test_it_logs_epochs_results_figures_and_tables(run: tuple[TrainedSensor, Notes]) -> None:
@@ -75,11 +79,14 @@ def test_it_logs_epochs_results_figures_and_tables(run: tuple[TrainedSensor, Not
     assert list(notes.epochs) == [1, 2, 3]
     figures = {"learning_rate", "train/loss", "train/accuracy", "calibrate/loss", "calibrate/accuracy", "calibrate/macro_f1"}
     assert {f"{name}/{key}" for name in ("lstm", "temporal") for key in figures} <= set(notes.epochs[1])
-    assert {f"test/{key}" for key in trained.metrics} == set(notes.final)
+    assert {f"test/{key}" for key in trained.metrics} <= set(notes.final)
     assert notes.final["test/macro_f1"] == trained.evaluation.metrics()["macro_f1"] > 0.5
+    assert {"sae/train/loss", "sae/calibrate/loss", "sae/learning_rate"} <= set(notes.epochs[1])
     assert {"test/weighted_f1", "test/accuracy", "test/benign_false_positive_rate", "test/family/Web/macro_f1", "test/seconds"} <= set(notes.final)
     explained = {name for name in notes.files if name.startswith("explanations")}
-    assert set(notes.files) - explained == {"sensor_classes.json", "sensor_confusion.png", "lstm_learning.png", "temporal_learning.png"}
+    assert set(notes.files) - explained == {
+        "sensor_classes.json", "sensor_confusion.png", "lstm_learning.png", "temporal_learning.png", "autoencoder_learning.png", "anomaly_families.json",
+    }  # fmt: skip
     assert {"explanations.json", "explanations/DDoS_attributions.png", "explanations/DDoS_attention.png"} <= explained
     assert {row["feature"] for row in notes.files["explanations.json"]} <= set(FEATURES)
     assert {"temporal/attention/layer0_head0_entropy", "temporal/attention/layer0_head1_distance"} <= set(notes.epochs[1])
@@ -108,31 +115,34 @@ def test_the_artifact_says_where_it_comes_from_and_loads(run: tuple[TrainedSenso
     assert meta["config"]["lstm"]["training"]["learning_rate"] == 0.01
     assert meta["metrics"]["macro_f1"] == trained.metrics["macro_f1"]
     assert {key: meta[key] for key in FUSED} == FUSED
-    assert [path.name for path in trained.folder.parent.iterdir()] == ["lstm"]  # the checkpoint is gone
+    assert meta["anomaly"] == SOURCE
+    assert {path.name for path in trained.folder.parent.iterdir()} == {"networks", "autoencoder", "predictor"}  # the checkpoints are gone
     windows = DATA.splits["test"].features[:T][None]
     np.testing.assert_array_equal(EnhancedAttackPredictor.load(trained.folder).read(windows).table(), trained.sensor.read(windows).table())
 
 
 def test_same_seed_same_sensor_another_seed_another(tmp_path: Path, run: tuple[TrainedSensor, Notes]) -> None:
     threads = torch.get_num_threads()
-    again = LSTMTrainer(config(), DATA).train(tmp_path / "a")
-    other = LSTMTrainer(config("compute.seed=1", "lstm.training.epochs=1"), DATA).train(tmp_path / "b")
+    again = train_sensor(config(), DATA, tmp_path / "a")
+    other = train_sensor(config("compute.seed=1", "lstm.training.epochs=1"), DATA, tmp_path / "b")
     assert all(map(torch.equal, weights(again), weights(run[0])))
     assert not torch.equal(other.sensor.model.classifier[0].weight, again.sensor.model.classifier[0].weight)
     assert torch.get_num_threads() == threads
 
 
-@pytest.mark.parametrize(("network", "epoch"), [("lstm", 2), ("temporal", 1)])
+@pytest.mark.parametrize(("network", "epoch"), [("lstm", 2), ("temporal", 1), ("sae", 1)])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, run: tuple[TrainedSensor, Notes], network: str, epoch: int) -> None:
     folder = tmp_path / "sensor"
     with pytest.raises(KeyboardInterrupt):
-        LSTMTrainer(config(), DATA, Notes(stop_after=(network, epoch))).train(folder)
-    assert f"sensor.{network}.checkpoint.pt" in {path.name for path in tmp_path.iterdir()}
-    assert not folder.exists()
+        train_sensor(config(), DATA, folder, Notes(stop_after=(network, epoch)))
+    left = "autoencoder.checkpoint.pt" if network == "sae" else f"networks.{network}.checkpoint.pt"
+    assert left in {path.name for path in folder.iterdir()}
+    assert not (folder / "predictor").exists()
+    trainer = AutoencoderTrainer if network == "sae" else LSTMTrainer
     with pytest.raises(UserError, match="other settings or data"):
-        LSTMTrainer(config(), dataclasses.replace(DATA, data_hash="other")).train(folder, resume=True)
+        trainer(config(), dataclasses.replace(DATA, data_hash="other")).train(folder / left.split(".")[0], resume=True)
     notes = Notes()
-    resumed = LSTMTrainer(config(), DATA, notes).train(folder, resume=True)
+    resumed = train_sensor(config(), DATA, folder, notes, resume=True)
     assert all(map(torch.equal, weights(resumed), weights(run[0])))
     assert notes.epochs == run[1].epochs  # epochs done before are logged again, so that curves are whole
 
@@ -171,7 +181,7 @@ def test_teachers_differ_from_each_other_and_from_every_network_of_a_series() ->
 
 def test_fitted_parts_see_no_test_row(tmp_path: Path, run: tuple[TrainedSensor, Notes]) -> None:
     spoiled = {name: dataclasses.replace(rows, features=rows.features * 7 + 3) if name in ("test", "agent") else rows for name, rows in DATA.splits.items()}
-    blind = LSTMTrainer(config(), dataclasses.replace(DATA, splits=spoiled)).train(tmp_path / "lstm")
+    blind = train_sensor(config(), dataclasses.replace(DATA, splits=spoiled), tmp_path)
     assert all(map(torch.equal, weights(blind), weights(run[0])))
 
 
@@ -185,7 +195,8 @@ def test_settings_reach_the_model(tmp_path: Path) -> None:
 
 def test_figures_can_be_drawn(tmp_path: Path, run: tuple[TrainedSensor, Notes]) -> None:
     trained, _ = run
-    for figure in (confusion_figure(trained.evaluation, "real"), history_figure(trained.history, "Base LSTM", "real")):
+    history = [{"epoch": 1.0, **{f"{side}/{key}": 0.5 for side in ("train", "calibrate") for key in ("loss", "macro_f1")}}] * 2
+    for figure in (confusion_figure(trained.evaluation, "real"), history_figure(history, "Base LSTM", "real"), loss_figure(history, "real")):
         figure.savefig(tmp_path / "a.png")
         assert (tmp_path / "a.png").stat().st_size > 5000
 
@@ -272,13 +283,13 @@ def test_a_trained_sensor_reads_the_bank_live_as_it_was_filled(run: tuple[Traine
 
 @needs_real
 def test_real_windows_are_read_live_as_the_bank_was_filled(tmp_path: Path) -> None:
-    small = ["temporal.model.hidden_size=8", "temporal.model.num_heads=2", "temporal.training.epochs=1"]
+    small = ["temporal.model.hidden_size=8", "temporal.model.num_heads=2", "temporal.training.epochs=1", "sae.training.epochs=1"]
     given = load_config(
         overrides=[f"data.root={REAL}", "data.max_rows_per_class=1000", "lstm.model.hidden_size=16", "lstm.training.epochs=1", *small, "compute.threads=1"],
         environ={},
     )
     data = load_dataset(given.data, 0)
-    sensor = LSTMTrainer(given, data).train(tmp_path / "lstm").sensor
+    sensor = train_sensor(given, data, tmp_path).sensor
     built = build_bank(data, sensor, sensor.scale)
     for part in np.array_split(np.arange(len(built.label)), 7):
         np.testing.assert_allclose(sensor.read(built.raw_windows(part)).table(), built.sensors[part], atol=1e-5)

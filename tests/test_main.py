@@ -20,6 +20,7 @@ from src.tracking import mlflow  # not mlflow itself: it must find its environme
 TINY = [
     "data.synthetic_rows_per_class=400", "lstm.training.epochs=1", "lstm.training.stride=10", "lstm.model.hidden_size=16", "lstm.training.loss=focal",
     "temporal.training.epochs=1", "temporal.training.stride=10", "temporal.model.hidden_size=16", "temporal.training.loss=focal",
+    "sae.training.epochs=2", "sae.model.encoder_units=[8]", "sae.model.decoder_units=[8]",
     "rl.total_timesteps=2048", "rl.seeds=2", "rl.n_envs=16", "rl.n_steps=64", "rl.batch_size=256", "rl.hidden_size=8",
     "eval.episodes=20", "eval.tuning_episodes=10", "eval.bootstrap=100", "env.scenario=home", "compute.threads=1",
 ]  # fmt: skip
@@ -88,11 +89,16 @@ def test_everything_is_written(whole_run: Path) -> None:
     assert {"name", "command", "commit", "data", "seconds", "machine", "gates", "tables"} == set(results)
     assert [row["policy"].split(":")[0] for row in results["tables"]["policies"]][-1] == "planner (sees the truth)"
     assert "synthetic profile" in (folder / "report.html").read_text()
-    (sensor,) = (whole_run / "sensors").iterdir()
-    for kind, place in (("lstm-predictor", sensor / "predictor"), ("trace-bank", sensor / "bank")):
+    (sensor,), (networks,), (autoencoder,) = ((whole_run / room).iterdir() for room in ("sensors", "networks", "autoencoders"))
+    for kind, place in (("lstm-predictor", sensor / "predictor"), ("trace-bank", sensor / "bank"), ("lstm-predictor", networks), ("lstm-sae", autoencoder)):
         open_artifact(place, kind)
     assert TraceBank.load(sensor / "bank").sensor == "fused sensor"
-    leftovers = [path for place in ("runs", "sensors", "agents") for path in (whole_run / place).rglob("*") if re.search(r"^\.|checkpoint|tmp", path.name)]
+    leftovers = [
+        path
+        for place in ("runs", "networks", "autoencoders", "sensors", "agents")
+        for path in (whole_run / place).rglob("*")
+        if re.search(r"^\.|checkpoint|tmp", path.name)
+    ]
     assert leftovers == []
     assert load_config(folder / "config.yml", environ={}).rl.n_envs == 16
 
@@ -105,7 +111,7 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
     assert len(parents) == 1
     assert {run.info.status for run in runs} == {"FINISHED"}
     named = {run.info.run_name: run for run in runs}
-    assert {"predictor", "ppo seed 0", "ppo seed 1", "evaluation"} <= set(named)
+    assert {"predictor", "autoencoder", "sensor", "ppo seed 0", "ppo seed 1", "evaluation"} <= set(named)
     assert parents[0].data.params["rl.n_envs"] == "16"
     assert parents[0].data.tags["data_source"] == "synthetic profile"
     assert {"return/agent", "return/best_constant", "return/planner", "predictor/macro_f1"} <= set(parents[0].data.metrics)
@@ -144,6 +150,20 @@ def test_phases_reuse_what_they_need_and_the_same_seed_gives_the_same_numbers(wh
     assert "training" not in capsys.readouterr().out
 
 
+def test_each_predictor_is_trained_once_and_the_sensor_joins_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifacts = tmp_path / "artifacts"
+    assert command_line.main(words(artifacts, "sae")) == 0
+    out = capsys.readouterr().out
+    assert "anomaly score on held-out synthetic profile windows" in out
+    assert out.index("training the LSTM autoencoder") < out.index("training the attack predictor")  # what is missing for the sensor
+    assert command_line.main(words(artifacts, "lstm")) == 0
+    assert "training the LSTM autoencoder" not in capsys.readouterr().out
+    assert command_line.main(words(artifacts, "sae", "sae.training.patience=1")) == 0
+    out = capsys.readouterr().out
+    assert "training the attack predictor" not in out  # another autoencoder beside the same networks
+    assert [len(list((artifacts / room).iterdir())) for room in ("networks", "autoencoders", "sensors")] == [1, 2, 2]
+
+
 def test_resume_goes_on(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     artifacts = tmp_path / "artifacts"
     with monkeypatch.context() as patch:
@@ -157,7 +177,7 @@ def test_resume_goes_on(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureF
     capsys.readouterr()
     assert command_line.main(["--phase", "all", "--resume", name, "--set", f"compute.artifacts={artifacts}"]) == 0
     out = capsys.readouterr().out
-    assert "training the attack predictor" not in out
+    assert "training the" not in out
     results = [json.loads((folder / "results.json").read_text())["tables"]["policies"] for folder in (runs_folder(artifacts), runs_folder(whole_run))]
     assert results[0] == results[1]
     client = mlflow.MlflowClient(f"sqlite:///{artifacts / 'mlflow.db'}")
@@ -175,7 +195,7 @@ def test_resume_goes_on(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--phase", "lstm", "--set", "lstm.training.epochs=few"], "lstm.training.epochs"),
         (["--phase", "lstm", "--config", "nowhere.yml"], "nowhere.yml"),
         (["--phase", "lstm", "--set", "data.root=nowhere"], "nowhere"),
-        (["--phase", "sae"], "not part of this version"),
+        (["--phase", "sa"], "did you mean 'sae'"),
         (["--phase", "rl", "--resume", "never"], "no run 'never'"),
         (["--phase", "rl", "--resume", "never", "--preset", "quick"], "leave out"),
         (["--phase", "lstm", "--seed", "one"], "--seed"),
@@ -271,4 +291,4 @@ def test_real_rows_say_real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_setting_has_a_section() -> None:
-    assert set(Config.model_fields) == {"data", "lstm", "env", "attackers", "reward", "rl", "temporal", "eval", "mlflow", "compute"}
+    assert set(Config.model_fields) == {"data", "lstm", "env", "attackers", "reward", "rl", "temporal", "sae", "eval", "mlflow", "compute"}

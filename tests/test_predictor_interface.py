@@ -13,8 +13,10 @@ from torch.nn import functional
 from src.data.taxonomy import FAMILIES, severity
 from src.data.windows import gather, window_starts
 from src.errors import UserError
-from src.models.lstm_attack_predictor import LSTMConfig, build_model
-from src.models.predictor_interface import ALONE, BenignSubspace, EnhancedAttackPredictor, _load_pyfunc, fit_temperature
+from src.models.lstm_attack_predictor import LSTMConfig, Scaler, build_model
+from src.models.predictor_interface import ALONE, EnhancedAttackPredictor, _load_pyfunc
+from src.models.subspace import BenignSubspace
+from src.models.temperature import fit_temperature
 from src.predictor.interface import AttackPredictorInterface, Sensor
 from tests.datasets import CLASSES, FEATURES, make_dataset
 
@@ -39,8 +41,8 @@ def sensor() -> EnhancedAttackPredictor:
     model.scaler.fit(DATA.splits["fit"].features)
     with torch.no_grad():
         model.classifier[3].weight.mul_(40)  # so that probabilities differ from window to window
-    scaled = [model.scaler(torch.from_numpy(windows(split, 0)).double()) for split in ("fit", "calibrate")]
-    return EnhancedAttackPredictor(model, BenignSubspace.fit(*scaled), FEATURES, CLASSES)
+    ordinary = [torch.from_numpy(windows(split, 0)) for split in ("fit", "calibrate")]
+    return EnhancedAttackPredictor(model, BenignSubspace.fit(model.scaler, *ordinary), FEATURES, CLASSES)
 
 
 def steps(window: np.ndarray) -> list[dict[str, float]]:
@@ -151,14 +153,16 @@ def test_missing_features_empty_sequences_and_wrong_shapes_are_refused(sensor: E
 
 def test_anomaly_is_uniform_on_benign_and_high_on_strange_traffic(sensor: EnhancedAttackPredictor) -> None:
     model, rng = sensor.model, np.random.default_rng(0)
+    plain = Scaler(len(FEATURES))
 
     def benign(count: int) -> torch.Tensor:
-        return torch.from_numpy(rng.normal(size=(count, T, len(FEATURES))))
+        squashed = rng.normal(size=(count, T, len(FEATURES)))
+        return torch.from_numpy((np.sign(squashed) * np.expm1(np.abs(squashed))).astype(np.float32))
 
-    space = BenignSubspace.fit(benign(2000), benign(1500), kept=0.5)
-    fresh = space.anomaly(benign(1500)).numpy()
+    space = BenignSubspace.fit(plain, benign(2000), benign(1500), kept=0.5)
+    fresh = space.anomaly(benign(1500).numpy())
     assert stats.kstest(fresh, "uniform").statistic < 0.06
-    assert space.anomaly(benign(200) * 4).min() > 0.9
+    assert space.anomaly(benign(200).numpy() * 1000).min() > 0.9
     rare = sensor.read(windows("test", 0) * np.float32(1e6)).anomaly
     assert np.median(rare) > 0.95
     assert 0.2 < np.median(sensor.read(windows("test", 0)).anomaly) < 0.8
@@ -168,13 +172,17 @@ def test_anomaly_is_uniform_on_benign_and_high_on_strange_traffic(sensor: Enhanc
 def test_subspace_error_is_the_distance_from_the_plane() -> None:
     rng = np.random.default_rng(1)
     basis = np.linalg.qr(rng.normal(size=(6, 6)))[0]
-    inside = torch.from_numpy((rng.normal(size=(500, 2)) * 10 @ basis[:, :2].T).reshape(500, 2, 3))
-    space = BenignSubspace.fit(inside, inside)
+
+    def raw(scaled: np.ndarray) -> torch.Tensor:
+        """What the scaler makes these of."""
+        return torch.from_numpy((np.sign(scaled) * np.expm1(np.abs(scaled))).reshape(-1, 2, 3))
+
+    inside = rng.normal(size=(500, 2)) @ basis[:, :2].T
+    space = BenignSubspace.fit(Scaler(3).double(), raw(inside), raw(inside))
     assert len(space.components) == 2
-    off = inside[:5] + torch.from_numpy(3 * basis[:, 4].reshape(2, 3))
-    np.testing.assert_allclose(space.error(off).numpy(), 9, rtol=1e-6)
+    np.testing.assert_allclose(space.error(raw(inside[:5] + 1.5 * basis[:, 4])).numpy(), 2.25, rtol=1e-6)
     with pytest.raises(UserError, match="too few"):
-        BenignSubspace.fit(inside[:1], inside)
+        BenignSubspace.fit(Scaler(3), raw(inside[:1]), raw(inside))
 
 
 def test_temperature_mends_confidence_that_is_too_high() -> None:
@@ -204,10 +212,10 @@ def test_a_saved_sensor_reads_the_same(tmp_path: Path, sensor: EnhancedAttackPre
     np.testing.assert_array_equal(_load_pyfunc(str(folder)).predict(batch), sensor.read(batch).table())
     assert {file.suffix for file in folder.iterdir()} == {".safetensors", ".json"}
     text = (folder / "meta.json").read_text()
-    for key, source in ALONE.items():
+    for key, source in {**ALONE, **sensor.detector.stated()}.items():
         assert f'"{key}": "{source}"' in text
-    (folder / "sensor.safetensors").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"'sensor.safetensors' was altered"):
+    (folder / "anomaly.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"'anomaly.safetensors' was altered"):
         EnhancedAttackPredictor.load(folder)
 
 
@@ -218,6 +226,6 @@ def test_a_model_without_a_sensor_is_refused(tmp_path: Path, sensor: EnhancedAtt
     save_predictor(tmp_path / "bare", sensor.model, meta)
     with pytest.raises(UserError, match="no usable sensor"):
         EnhancedAttackPredictor.load(tmp_path / "bare")
-    save_predictor(tmp_path / "odd", sensor.model, meta, {**sensor.subspace.tensors(), "mean": torch.zeros(7, dtype=torch.float64)})
+    save_predictor(tmp_path / "odd", sensor.model, meta, {"anomaly": {**sensor.detector.tensors(), "mean": torch.zeros(7, dtype=torch.float64)}})
     with pytest.raises(UserError, match="no usable sensor"):
         EnhancedAttackPredictor.load(tmp_path / "odd")

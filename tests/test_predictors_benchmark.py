@@ -12,6 +12,7 @@ from benchmarks import predictors
 from benchmarks.candidates import BASE, CANDIDATES, TEMPORAL, Readout, read_out
 from benchmarks.common import Gate, PartOptions
 from benchmarks.part_protocol import OPPONENTS, WHOLE, Protocol, judged, last_row, natural_counts
+from benchmarks.parts import gates_of
 from src.config import Config, load_config
 from src.data.audit import shuffled_rows
 from src.data.dataset import Dataset
@@ -127,14 +128,14 @@ def test_a_part_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (root := tmp_path / "data").mkdir()
     (root / "x.csv").write_text("1")
     options = PartOptions(quick=True, root=root, shared=root, seeds=2)
-    found = [predictors.outcome("probe", options) for _ in range(2)]
+    found = [predictors.PREDICTORS.outcome("probe", options) for _ in range(2)]
     assert (tmp_path / "count").read_text() == "x"
     assert found[0] == found[1]
-    gate = predictors.gates_of(found[1])["C4.probe"]
+    gate = gates_of(found[1])["C4.probe"]
     assert gate.value == 0.5
     assert not gate.met, "the gate was decided by its interval"
     (root / "x.csv").write_text("12")
-    predictors.outcome("probe", options)
+    predictors.PREDICTORS.outcome("probe", options)
     assert (tmp_path / "count").read_text() == "xx"
 
 

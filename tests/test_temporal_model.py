@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from src.errors import UserError
 from src.models.loop import seeded
-from src.models.predictor_interface import fit_temperature
+from src.models.temperature import fit_temperature
 from src.models.temporal_lstm import PRESETS, AdvancedLSTMTemporal, ModelConfig, create_model, domain_schedule
 from src.models.temporal_lstm.blocks import MemoryBank, TemporalAttention
 

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from src.config import Config, leaves, load_config
 from src.errors import UserError
 from src.models.lstm_attack_predictor import LSTMConfig, build_model
-from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor
+from src.models.predictor_interface import EnhancedAttackPredictor
+from src.models.subspace import BenignSubspace
 from src.tracking import Tracker, flatten, mlflow, tracking
 
 LOADER = "src.models.predictor_interface"
@@ -118,8 +119,8 @@ def test_an_interrupted_run_goes_on(client: mlflow.MlflowClient, root: Path) -> 
 @pytest.fixture(scope="module")
 def sensor(root: Path) -> EnhancedAttackPredictor:
     model = build_model(LSTMConfig(3, 8, 1, 2, 0.0, False, 4), 0)
-    scaled = torch.randn(50, 4, 3, generator=torch.Generator().manual_seed(0))
-    built = EnhancedAttackPredictor(model, BenignSubspace.fit(scaled, scaled), ("a", "b", "c"), ("BenignTraffic", "XSS"))
+    raw = torch.randn(50, 4, 3, generator=torch.Generator().manual_seed(0))
+    built = EnhancedAttackPredictor(model, BenignSubspace.fit(model.scaler, raw, raw), ("a", "b", "c"), ("BenignTraffic", "XSS"))
     built.save(root / "lstm", {"seed": 7})
     return built
 
@@ -183,11 +184,12 @@ from pathlib import Path
 from src.config import load_config
 from src.tracking import tracking
 from src.models.lstm_attack_predictor import LSTMConfig, build_model
-from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor
+from src.models.predictor_interface import EnhancedAttackPredictor
+from src.models.subspace import BenignSubspace
 root = Path({str(tmp_path / "out")!r})
 model = build_model(LSTMConfig(3, 8, 1, 2, 0.0, False, 4), 0)
 x = torch.rand(9, 4, 3)
-sensor = EnhancedAttackPredictor(model, BenignSubspace.fit(x, x), ("a", "b", "c"), ("BenignTraffic", "XSS"))
+sensor = EnhancedAttackPredictor(model, BenignSubspace.fit(model.scaler, x, x), ("a", "b", "c"), ("BenignTraffic", "XSS"))
 sensor.save(root / "lstm", {{}})
 with tracking(load_config(overrides=[f"compute.artifacts={{root}}"]), "run") as tracker:
     tracker.log_table([{{"a": "x"}}], "t.json")

@@ -191,10 +191,10 @@ def _read_capture(source: _Source, clean: Cleaner, quota: int | None, hashes: li
     """Rows of one capture up to `quota`, and the chunk of each; the hash of every row of the file is added to `hashes`."""
     parts: list[NDArray[np.float64]] = []
     breaks: list[NDArray[np.bool_]] = []
-    seen, rows, taken = np.zeros(len(source.columns), dtype=bool), 0, 0
+    seen, rows, taken, last = np.zeros(len(source.columns), dtype=bool), 0, 0, -1
     for values, _ in _batches(source):
         seen |= ~np.isnan(values).all(axis=0)
-        rows += len(values)
+        before, rows = rows, rows + len(values)
         values, keep = clean(values)
         if hashes is not None:
             hashes.append(row_hashes(values[keep].astype(np.float32)))
@@ -202,7 +202,8 @@ def _read_capture(source: _Source, clean: Cleaner, quota: int | None, hashes: li
         if room > 0:
             kept = np.flatnonzero(keep)[:room]
             parts.append(values[kept])
-            breaks.append(np.diff(kept, prepend=-1) > 1)
+            breaks.append(np.diff(kept + before, prepend=last) > 1)
+            last = int(kept[-1]) + before if len(kept) else last
             taken += len(kept)
         elif hashes is None:
             break
@@ -230,10 +231,7 @@ def _read_mixed(
         labels = pl.Series(raw, dtype=pl.String)
         for name in labels.unique(maintain_order=True).drop_nulls().to_list():
             if name not in spelled:
-                try:
-                    spelled[name] = canonical(name)
-                except UserError as error:
-                    raise UserError(f"'{source.path}', column '{source.label_column}': {error}") from None
+                spelled[name] = _label(source, name)
             label = spelled[name]
             if label in excluded:
                 clean.report["rows of excluded labels"] += int((labels == name).sum())
@@ -270,14 +268,8 @@ def read_ciciot2023(root: Path, exclude: Collection[str] = (), max_rows_per_clas
             number, a column without a value, or both releases in one folder.
     """
     excluded = excluded_set(exclude)
-    sources = [_understand(path) for path in _files(root)]
+    sources = _sources(root)
     features = sources[0].features
-    for source in sources:
-        if source.features is not features:
-            raise UserError(
-                f"data.root '{root}' mixes releases: '{sources[0].path.name}' has {len(features)} features, "
-                f"'{source.path.name}' has {len(source.features)}; keep one release a folder"
-            )
     report: Counter[str] = Counter(files=len(sources))
     clean = Cleaner(features, report)
     quota = None if max_rows_per_class is None else dict.fromkeys(LABELS, max_rows_per_class)
@@ -310,6 +302,132 @@ def read_ciciot2023(root: Path, exclude: Collection[str] = (), max_rows_per_clas
     report["rows kept"] = sum(len(capture.features) for capture in captures)
     log.info("read %s: %s", root, ", ".join(f"{name} {count}" for name, count in report.items()))
     return captures, features, dict(report)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive rows of one file, as they are streamed."""
+
+    path: Path
+    label: str | list[str]
+    """Canonical name; of each row where they differ."""
+    ordered: bool
+    """Whether rows stand in capture order."""
+    features: NDArray[np.float32]
+    """(n, F) finite, but for infinite rates."""
+    chunk: NDArray[np.int32]
+    """(n,) contiguous run of the file that each row belongs to, from 0."""
+    domain: str = "CICIoT2023"
+    """Device or site that the rows are of."""
+    time: NDArray[np.float64] | None = None
+    """(n,) seconds since 1970, where the file says so."""
+
+
+def stream_ciciot2023(root: Path, report: Counter[str], without: Collection[Path] = ()) -> tuple[tuple[str, ...], Iterator[Batch]]:
+    """The rows of `read_ciciot2023` batch by batch, captures first; memory grows with neither the rows nor the files.
+
+    Only where mixed files lie beside captures, 8 bytes a row of the captures are held, so that repeated rows can be found. A capture's window size is
+    the largest `Number` met so far, which its first rows tell.
+
+    Args:
+        root: a folder, searched recursively, or one CSV.
+        report: counts what is met; grows as the batches are taken.
+        without: folders whose files are not read.
+
+    Returns:
+        Feature names of the release, and the batches in file order.
+
+    Raises:
+        UserError: as `read_ciciot2023` does, at once for what a header shows, and while batches are taken for what a row shows.
+    """
+    sources = _sources(root, without)
+    report["files"] += len(sources)
+    return sources[0].features, _stream(sources, report)
+
+
+def _stream(sources: list[_Source], report: Counter[str]) -> Iterator[Batch]:
+    clean = Cleaner(sources[0].features, report)
+    mixed = [source for source in sources if source.label is None]
+    hashes: dict[str, list[NDArray[np.uint64]]] = {}
+    for source in sources:
+        if source.label is not None:
+            family = hashes.setdefault(LABELS[source.label].family, []) if mixed else None
+            yield from _stream_capture(source, source.label, clean, family)
+    repeated = {family: np.unique(np.concatenate(parts)) for family, parts in hashes.items() if parts}
+    hashes.clear()
+    for source in mixed:
+        yield from _stream_mixed(source, clean, repeated)
+
+
+def _stream_capture(source: _Source, label: str, clean: Cleaner, hashes: list[NDArray[np.uint64]] | None) -> Iterator[Batch]:
+    seen, rows, chunk = np.zeros(len(source.columns), dtype=bool), 0, 0
+    last, number, most = -1, np.inf, 0.0  # the row before: its place, its packets, and the most packets of any row
+    for values, _ in _batches(source):
+        seen |= ~np.isnan(values).all(axis=0)
+        values, keep = clean(values)
+        kept = np.flatnonzero(keep)
+        place, values, rows = kept + rows, values[kept], rows + len(values)
+        if len(kept) == 0:
+            continue
+        broken = np.diff(place, prepend=last) > 1
+        if source.features is FEATURES_39:
+            packets = values[:, clean.number]
+            most = max(most, packets.max())
+            broken |= np.concatenate(([number], packets[:-1])) < most
+            number = packets[-1]
+        broken[0] &= last >= 0  # the first row of a file begins a chunk anyway
+        features = values.astype(np.float32)
+        if hashes is not None:
+            hashes.append(row_hashes(features))
+        runs = chunk + np.cumsum(broken, dtype=np.int32)
+        last, chunk = int(place[-1]), int(runs[-1])
+        yield Batch(source.path, label, True, features, runs)
+    _check_columns(source, seen, rows)
+
+
+def _stream_mixed(source: _Source, clean: Cleaner, repeated: dict[str, NDArray[np.uint64]]) -> Iterator[Batch]:
+    spelled: dict[str, str] = {}
+    seen, rows = np.zeros(len(source.columns), dtype=bool), 0
+    for values, raw in _batches(source):
+        seen |= ~np.isnan(values).all(axis=0)
+        rows += len(values)
+        values, keep = clean(values)
+        given = pl.Series(raw, dtype=pl.String)
+        clean.report["rows without a label"] += given.null_count()
+        keep &= given.is_not_null().to_numpy()
+        for name in given.unique().drop_nulls():
+            if name not in spelled:
+                spelled[name] = _label(source, name)
+        names = given.replace_strict(spelled, return_dtype=pl.String) if spelled else given
+        features = values.astype(np.float32)
+        for name in names.unique().drop_nulls():
+            if (family := LABELS[name].family) in repeated:
+                rows_of = np.flatnonzero((names == name).fill_null(False).to_numpy() & keep)
+                again = np.isin(row_hashes(features[rows_of]), repeated[family])
+                keep[rows_of[again]] = False
+                clean.report["rows repeated from a per-attack file"] += int(again.sum())
+        yield Batch(source.path, names.filter(keep).to_list(), False, features[keep], np.zeros(int(keep.sum()), dtype=np.int32))
+    _check_columns(source, seen, rows)
+
+
+def _label(source: _Source, name: str) -> str:
+    try:
+        return canonical(name)
+    except UserError as error:
+        raise UserError(f"'{source.path}', column '{source.label_column}': {error}") from None
+
+
+def _sources(root: Path, without: Collection[Path] = ()) -> list[_Source]:
+    """Every CSV below `root` but those in the folders `without`, understood; all of one release."""
+    sources = [_understand(path) for path in _files(root) if path.parent not in without]
+    features = sources[0].features
+    for source in sources:
+        if source.features is not features:
+            raise UserError(
+                f"data.root '{root}' mixes releases: '{sources[0].path.name}' has {len(features)} features, "
+                f"'{source.path.name}' has {len(source.features)}; keep one release a folder"
+            )
+    return sources
 
 
 def excluded_set(exclude: Collection[str]) -> frozenset[str]:

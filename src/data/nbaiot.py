@@ -34,7 +34,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from src.config import nearest
-from src.data.ciciot2023 import Capture, excluded_set
+from src.data.ciciot2023 import Batch, Capture, excluded_set
 from src.data.taxonomy import canonical
 from src.errors import UserError
 
@@ -109,6 +109,47 @@ def read_nbaiot(root: Path, exclude: Collection[str] = (), max_rows_per_file: in
     others = sorted(file.device for file in files if file.label is None)
     sites = ["N-BaIoT"] * (len(others) < len(files)) + [f"no N-BaIoT rows but {', '.join(others)} in its features"] * (len(others) > 0)
     return captures, dict(report), "; ".join(sites)
+
+
+def stream_nbaiot(root: Path, report: Counter[str]) -> Iterator[Batch]:
+    """The rows of `read_nbaiot` batch by batch, each file's in capture order whatever their labels; memory grows with neither the rows nor the files.
+
+    Args:
+        root: a folder, searched recursively, or one file.
+        report: counts what is met; grows as the batches are taken.
+
+    Raises:
+        UserError: as `read_nbaiot` does.
+    """
+    for file in _files(root, report):
+        rows, last, chunk = 0, -1, 0
+        for frame in _batches(file):
+            keep = _usable(frame.select(FEATURES_115).to_numpy(), rows == 0 and file.label is not None, report)
+            kept = np.flatnonzero(keep)
+            place, rows, frame = kept + rows, rows + len(frame), frame[kept]
+            if len(kept) == 0:
+                continue
+            broken = np.diff(place, prepend=last) > 1
+            broken[0] &= last >= 0
+            runs = chunk + np.cumsum(broken, dtype=np.int32)
+            last, chunk = int(place[-1]), int(runs[-1])
+            label = file.label or _labels(file, frame["label"]).to_list()
+            time = frame["ts"].to_numpy() if "ts" in frame.columns else None
+            yield Batch(file.path, label, True, frame.select(FEATURES_115).to_numpy().astype(np.float32), runs, file.device, time)
+        if rows == 0:
+            raise UserError(f"'{file.path}' has a header but no rows")
+
+
+def _labels(file: _File, spelled: pl.Series) -> pl.Series:
+    """Canonical labels of rows as their file spells them."""
+    if spelled.null_count():
+        raise UserError(f"'{file.path}': column 'label' is empty in some row")
+    if len(spelled) == 0:
+        return spelled
+    try:
+        return spelled.replace_strict({name: canonical(name) for name in spelled.unique()}, return_dtype=pl.String)
+    except UserError as error:
+        raise UserError(f"'{file.path}', column 'label': {error}") from None
 
 
 def _files(root: Path, report: Counter[str]) -> list[_File]:
@@ -206,15 +247,8 @@ def _read(file: _File, most: int | None, report: Counter[str]) -> list[Capture]:
     frame, place = pl.concat(parts), np.concatenate(places)
     if file.label is not None:
         return [_capture(file, file.label, frame, place)] if len(frame) else []
-    spelled = frame["label"].unique(maintain_order=True)
-    if spelled.null_count():
-        raise UserError(f"'{file.path}': column 'label' is empty in some row")
-    try:
-        labels = {name: canonical(name) for name in spelled}
-    except UserError as error:
-        raise UserError(f"'{file.path}', column 'label': {error}") from None
-    label = frame["label"].replace_strict(labels, return_dtype=pl.String).to_numpy() if len(frame) else np.empty(0, dtype=str)
-    return [_capture(file, name, frame.filter(label == name), place[label == name]) for name in dict.fromkeys(labels.values())]
+    label = _labels(file, frame["label"])
+    return [_capture(file, name, frame.filter(label == name), place[(label == name).to_numpy()]) for name in label.unique(maintain_order=True)]
 
 
 def _usable(values: NDArray[np.float64], first: bool, report: Counter[str]) -> NDArray[np.bool_]:

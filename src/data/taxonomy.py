@@ -4,7 +4,8 @@ The 34 classes and their grouping into families are those of CICIoT2023 (Neto et
 spelling of its first release. Stages are those of the intrusion kill chain (Hutchins et al. 2011), tactics those of
 MITRE ATT&CK Enterprise. Labels of other data sets that are none of the 34 classes stand beside them in the same families: the
 botnets' traffic of N-BaIoT (Meidan et al. 2018; a botnet's flood is a distributed one, its search for devices reconnaissance) and
-command and control of IoT-23, whose bots are Mirai and its kin. Severities order classes by how much harm a device in that state does to the network; they are
+command and control of IoT-23, whose bots are Mirai and its kin, with what they download, their attempts on other devices, and Okiru's
+traffic, which mostly tries one vulnerable port. Severities order classes by how much harm a device in that state does to the network; they are
 a stated judgement of this product, not a measurement, and every risk score is a mean of them.
 """
 
@@ -88,7 +89,8 @@ def _table() -> dict[str, Label]:
     others = [(f"Gafgyt-{name}", "DDoS", objective, "Impact", 0.8) for name in ("combo", "junk", "tcp", "udp")]
     others += [(f"Mirai-{name}", "Mirai", objective, "Impact", 0.9) for name in ("ack", "syn", "udp")]
     others += [(f"{name}-scan", "Recon", recon, "Discovery", 0.3) for name in ("Gafgyt", "Mirai")]
-    others += [("C&C", "Mirai", "command and control", "Command and Control", 0.85)]
+    others += [("C&C", "Mirai", "command and control", "Command and Control", 0.85), ("FileDownload", "Mirai", "installation", "Command and Control", 0.8)]
+    others += [(name, "Mirai", exploit, "Lateral Movement", 0.6) for name in ("Okiru", "Bot-exploit")]
     return labels | {row[0]: Label(*row, resolution="other") for row in others}
 
 

@@ -1,4 +1,4 @@
-"""The training loop of every sensor: batches of windows, early stopping, checkpoints. What a loss is, each network's trainer says."""
+"""The training loop of every network: batches of windows, early stopping, checkpoints. What is learned and judged, each network's trainer says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,17 +14,16 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from src.config import LSTMTrainingConfig
+from src.config import LSTMTrainingConfig, SAETrainingConfig
 from src.errors import UserError
-from src.models.scores import Evaluation, confusion_matrix, summary
+from src.models.stopping import Stopping
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch = tuple[Tensor, ...]
-"""Raw windows (B, T, F), labels (B,) and, where a model asks for them, domains (B,); last, where teachers have spoken, their probabilities (B, C)."""
+"""Windows (B, T, F); for a classifier labels (B,) too and, where a model asks for them, domains (B,); last, where teachers have spoken, their
+probabilities (B, C)."""
 Batches = Iterable[Batch]
 """A `WindowBatches`, or a torch `DataLoader`. Shuffling is drawn from its `generator`."""
 History = list[dict[str, float]]
@@ -89,93 +89,64 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-class Trainer(Generic[Model]):
-    """Trains a model whose `config` is a dataclass that names `num_classes`.
-
-    AdamW (Loshchilov and Hutter 2019), early stopping on macro-F1, best weights restored.
+class Trainer(ABC, Generic[Model]):
+    """Trains a model whose `config` is a dataclass: epochs until a strategy says stop, best weights restored.
 
     Random numbers of epoch e follow from (seed, e) alone. Hence the same seed gives the same weights, and a run that was interrupted
     and resumed ends with the weights of one that was not.
     """
 
-    section = "lstm.training"
+    section: str
     """Where the settings stand in the configuration, for messages."""
+    merit: str
+    """Figure of `validate_epoch` that stopping and schedule judge by."""
 
     def __init__(
         self,
         model: Model,
-        settings: LSTMTrainingConfig,
+        settings: LSTMTrainingConfig | SAETrainingConfig,
         *,
-        seed: int = 0,
-        device: str = "auto",
-        class_counts: NDArray[np.int64] | None = None,
+        optimizer: torch.optim.Optimizer,
+        scheduler: torch.optim.lr_scheduler.LRScheduler,
+        stopping: Stopping,
+        seed: int,
+        device: torch.device,
     ) -> None:
-        """Prepare optimiser, schedule and loss.
+        """Prepare.
 
         Args:
-            model: trained in place.
-            settings: the section `lstm.training`.
+            model: trained in place; on `device`.
+            settings: of training.
+            optimizer: of the model's parameters.
+            scheduler: of the learning rate, moved once an epoch.
+            stopping: judges `merit`.
             seed: of shuffling and dropout.
-            device: `auto`, `cpu` or `cuda`.
-            class_counts: (C,) training windows of each class, for class weights; without it classes weigh the same.
+            device: where it trains.
         """
-        self.device = pick_device(device)
-        self.model, self.settings, self.seed = model.to(self.device), settings, seed
+        self.model, self.settings, self.seed, self.device = model, settings, seed, device
         self.shape: Any = model.config
-        self.class_weights = self._weights(class_counts)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        self.scheduler = self._schedule()
-        self.mixed = settings.mixed_precision and self.device.type == "cuda"
-        self.gradient_scaler = torch.amp.GradScaler(self.device.type, enabled=self.mixed)
+        self.optimizer, self.scheduler, self.stopping = optimizer, scheduler, stopping
+        self.mixed = settings.mixed_precision and device.type == "cuda"
+        self.gradient_scaler = torch.amp.GradScaler(device.type, enabled=self.mixed)
 
-    def _weights(self, counts: NDArray[np.int64] | None) -> Tensor | None:
-        power = {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[self.settings.class_weights]
-        if counts is None or power == 0.0:
-            return None
-        seen = counts > 0
-        weights = np.where(seen, np.maximum(counts, 1).astype(np.float64) ** power, 0.0)
-        return torch.tensor(weights / weights[seen].mean(), dtype=torch.float32, device=self.device)  # (C,)
-
-    def _schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
-        if self.settings.schedule == "plateau":
-            return torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, mode="max", factor=0.5, patience=max(1, self.settings.patience // 2))
-        if self.settings.schedule == "cosine":
-            return torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=self.settings.epochs)
-        return torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1.0)
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Weighted mean of -(1 - p)^gamma log p over a batch (Lin et al. 2017); gamma is 0 for cross-entropy.
-
-        Args:
-            logits: (B, C).
-            labels: (B,).
-        """
-        if self.settings.loss == "cross_entropy":
-            return functional.cross_entropy(logits, labels, weight=self.class_weights)
-        log_p = functional.log_softmax(logits, dim=-1).gather(1, labels[:, None])[:, 0]  # (B,)
-        weight = torch.ones_like(log_p) if self.class_weights is None else self.class_weights[labels]  # (B,)
-        return (weight * (1 - log_p.exp()) ** self.settings.focal_gamma * -log_p).sum() / weight.sum()
+    @abstractmethod
+    def objective(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss () of a batch on the trainer's device, and the model's output."""
 
     def train_epoch(self, batches: Batches) -> dict[str, float]:
-        """One pass with updates; returns `loss, accuracy, macro_f1, weighted_f1` (measured while training, dropout on).
-
-        Raises:
-            UserError: when the loss is no longer finite.
-        """
+        """One pass with updates; returns its figures (measured while training, dropout on)."""
         self.model.train()
-        return self._pass(batches, self._update)[0]
+        return self._measure(batches, self._update)
 
     def validate_epoch(self, batches: Batches) -> dict[str, float]:
-        """One pass without updates; returns `loss, accuracy, macro_f1, weighted_f1`."""
+        """One pass without updates; returns its figures, as `train_epoch` does."""
         self.model.eval()
         with torch.inference_mode():
-            return self._pass(batches, lambda _: None)[0]
+            return self._measure(batches, lambda _: None)
 
-    def objective(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss () of a batch on the trainer's device, and its logits (B, C)."""
-        with torch.autocast(self.device.type, enabled=self.mixed):
-            logits = self.model(batch[0])  # (B, C)
-        return self.loss(logits.float(), batch[1]), logits
+    def _measure(self, batches: Batches, after: Callable[[Tensor], None]) -> dict[str, float]:
+        """Figures of one pass; `after` is called with the loss of each batch."""
+        return {"loss": self._pass(batches, after)}
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -185,22 +156,27 @@ class Trainer(Generic[Model]):
         self.gradient_scaler.step(self.optimizer)
         self.gradient_scaler.update()
 
-    def _pass(self, batches: Batches, after: Callable[[Tensor], None]) -> tuple[dict[str, float], NDArray[np.int64]]:
-        classes, total = int(self.shape.num_classes), 0.0
-        confusion = np.zeros((classes, classes), dtype=np.int64)
+    def _pass(self, batches: Batches, after: Callable[[Tensor], None], see: Callable[[Batch, Tensor], None] = lambda _, __: None) -> float:
+        """Mean loss a window of one pass; `see` is called with each batch and the model's output.
+
+        Raises:
+            UserError: when there is no window.
+        """
+        total, count = 0.0, 0
         for batch in batches:
             batch = tuple(part.to(self.device) for part in batch)
-            labels = batch[1]
-            loss, logits = self.objective(batch)
+            loss, output = self.objective(batch)
             after(loss)
-            total += float(loss.detach()) * len(labels)
-            confusion += confusion_matrix(labels.cpu().numpy(), logits.detach().argmax(dim=-1).cpu().numpy(), classes)
-        count = int(confusion.sum())
+            total += float(loss.detach()) * len(batch[0])
+            count += len(batch[0])
+            see(batch, output.detach())
         if count == 0:
             raise UserError("no window to train or evaluate on; lower data.window or read more rows")
-        if not np.isfinite(total):
-            raise UserError(f"the loss is no longer finite; lower {self.section}.learning_rate (now {self.settings.learning_rate:g})")
-        return {"loss": total / count, **summary(confusion)}, confusion
+        return total / count
+
+    def diverged(self) -> UserError:
+        """What to say when a loss is no longer finite."""
+        return UserError(f"the loss is no longer finite; lower {self.section}.learning_rate (now {self.settings.learning_rate:g})")
 
     def train(
         self,
@@ -212,10 +188,10 @@ class Trainer(Generic[Model]):
         resume: bool = False,
         identity: str = "",
     ) -> History:
-        """Train until the last epoch or until `patience` epochs brought no better macro-F1; restore the best weights.
+        """Train until the last epoch or until `stopping` ends it, whose `reason` then says why; restore the best weights.
 
         Args:
-            train_batches: windows of `fit`.
+            train_batches: windows of `fit`; shuffled ones have a `generator`.
             calibrate_batches: windows of `calibrate`.
             on_epoch: called with the figures of each epoch, and on resumption with those of the epochs already done.
             checkpoint: file written after each epoch, whole or not at all.
@@ -226,22 +202,25 @@ class Trainer(Generic[Model]):
             A row an epoch: `epoch, learning_rate` and the figures of both passes under `train/` and `calibrate/`.
 
         Raises:
-            UserError: when training diverges, or the checkpoint belongs to another run or is damaged.
+            UserError: when training diverges before any epoch was sound, or the checkpoint belongs to another run or is damaged.
         """
         identity = hashlib.sha256(json.dumps([identity, self.seed, asdict(self.shape), self.settings.model_dump()]).encode()).hexdigest()
-        state: dict[str, Any] = {"identity": identity, "epoch": 0, "best": -1.0, "best_epoch": 0, "history": [], **self._snapshot()}
+        self.stopping.reset()
+        state: dict[str, Any] = {"identity": identity, "epoch": 0, "history": [], **self._snapshot()}
         if resume and checkpoint is not None and checkpoint.exists():
             state = self._restore(checkpoint, identity)
         for row in state["history"]:
             on_epoch(row)
         try:
-            while state["epoch"] < self.settings.epochs and state["epoch"] - state["best_epoch"] < self.settings.patience:
+            while state["epoch"] < self.settings.epochs and not self.stopping.reason:
                 self._step(state, train_batches, calibrate_batches)
                 if checkpoint is not None:
                     _write(checkpoint, {**state, **self._moving()})
                 on_epoch(state["history"][-1])
         finally:
             self._give_back(state)
+        if self.stopping.best_epoch == 0:
+            raise self.diverged()
         return state["history"]
 
     def _snapshot(self) -> dict[str, Any]:
@@ -260,10 +239,11 @@ class Trainer(Generic[Model]):
             trained = self.train_epoch(train_batches)
         checked = self.validate_epoch(calibrate_batches)
         state["epoch"] += 1
-        if checked["macro_f1"] > state["best"]:
-            state |= {"best": checked["macro_f1"], "best_epoch": state["epoch"], **self._snapshot()}
+        self.stopping.update(state["epoch"], checked[self.merit], rate)
+        if self.stopping.improved:
+            state |= self._snapshot()
         if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            self.scheduler.step(checked["macro_f1"])
+            self.scheduler.step(checked[self.merit])
         else:
             self.scheduler.step()
         figures = {**{f"train/{key}": value for key, value in trained.items()}, **{f"calibrate/{key}": value for key, value in checked.items()}}
@@ -276,6 +256,7 @@ class Trainer(Generic[Model]):
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "gradient_scaler": self.gradient_scaler.state_dict(),
+            "stopping": self.stopping.state(),
         }
 
     def _go_on(self, stored: dict[str, Any]) -> None:
@@ -284,6 +265,7 @@ class Trainer(Generic[Model]):
             getattr(self, name).load_state_dict(stored.pop(name))
         if scaling := stored.pop("gradient_scaler"):  # empty where it was written without mixed precision
             self.gradient_scaler.load_state_dict(scaling)
+        self.stopping.restore(stored.pop("stopping"))
 
     def _restore(self, checkpoint: Path, identity: str) -> dict[str, Any]:
         try:
@@ -296,13 +278,6 @@ class Trainer(Generic[Model]):
         except Exception as error:  # torch raises many kinds for a damaged file; each means the same to the user
             raise UserError(f"checkpoint '{checkpoint}' cannot be read ({error.__class__.__name__}); delete it and train again") from error
         return stored
-
-    def evaluate_detailed(self, batches: Batches, class_names: tuple[str, ...]) -> Evaluation:
-        """Confusion matrix and all that follows from it, for the model as it stands."""
-        self.model.eval()
-        with torch.inference_mode():
-            figures, confusion = self._pass(batches, lambda _: None)
-        return Evaluation(class_names, confusion, figures["loss"])
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:

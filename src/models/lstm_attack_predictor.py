@@ -23,7 +23,8 @@ from src.artifacts import new_artifact, open_artifact
 from src.config import TaughtTrainingConfig
 from src.data.bank import FEATURE_BOUND
 from src.errors import UserError
-from src.models.loop import Batch, Trainer, seeded
+from src.models.classifier import ClassifierTrainer
+from src.models.loop import Batch, seeded
 
 KIND = "lstm-predictor"
 
@@ -157,7 +158,7 @@ def build_model(config: LSTMConfig, seed: int) -> RealDataLSTMPredictor:
         return RealDataLSTMPredictor(config)
 
 
-class RealDataTrainer(Trainer[RealDataLSTMPredictor]):
+class RealDataTrainer(ClassifierTrainer[RealDataLSTMPredictor]):
     """Trains a `RealDataLSTMPredictor`, saves it and takes a saved one over."""
 
     def save_model(self, folder: Path, meta: Mapping[str, Any]) -> None:
@@ -201,18 +202,18 @@ class TaughtTrainer(RealDataTrainer):
         return (1 - self.share) * loss + self.share * apart, logits
 
 
-def save_predictor(
-    folder: Path,
-    model: RealDataLSTMPredictor,
-    meta: Mapping[str, Any],
-    sensor: Mapping[str, Tensor] | None = None,
-    temporal: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write weights, scaling and temperature (and the arrays and second network of a sensor built on the model) as an artifact folder, atomically."""
+def save_predictor(folder: Path, model: RealDataLSTMPredictor, meta: Mapping[str, Any], beside: Mapping[str, Mapping[str, Tensor]] | None = None) -> None:
+    """Write weights, scaling and temperature as an artifact folder, atomically.
+
+    Args:
+        folder: replaced if it exists.
+        model: goes to `model.safetensors`.
+        meta: for `meta.json`; must name `class_names` and `feature_names`.
+        beside: arrays of what is built on the model, by the name of their file.
+    """
     with new_artifact(folder, KIND, {**meta, "model": asdict(model.config), "sequence_length": model.config.sequence_length}) as target:
-        for name, arrays in (("model", model.state_dict()), ("sensor", sensor), ("temporal", temporal)):
-            if arrays is not None:
-                save_file({key: value.detach().cpu().contiguous() for key, value in arrays.items()}, target / f"{name}.safetensors")
+        for name, arrays in {"model": model.state_dict(), **(beside or {})}.items():
+            save_file({key: value.detach().cpu().contiguous() for key, value in arrays.items()}, target / f"{name}.safetensors")
 
 
 def load_predictor(folder: Path) -> tuple[RealDataLSTMPredictor, dict[str, Any]]:

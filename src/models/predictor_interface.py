@@ -3,8 +3,9 @@
 Where the readings come from, stated once (and in each artifact's `meta.json`): `probabilities` are those of the base LSTM and of the
 temporal LSTM, pooled (`src.models.fusion`); `risk` is the severity-weighted probability of both and of what the anomaly adds to the odds of
 an attack; `uncertainty` is how far the networks and the draws from the temporal LSTM's posterior disagree, against what is usual on
-calibration windows; `anomaly` is one minus a conformal p-value of the window's PCA reconstruction error. A base LSTM alone gives its own
-probabilities, and their entropy as the uncertainty.
+calibration windows; `anomaly` is one minus a conformal p-value of how badly an LSTM autoencoder of benign windows tells the window
+(`src.models.lstm_sae`), or of its distance from their subspace (`src.models.subspace`) where none was trained. A base LSTM alone gives
+its own probabilities, and their entropy as the uncertainty.
 """
 
 from __future__ import annotations
@@ -12,25 +13,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from scipy.optimize import minimize_scalar
 from torch import Tensor
-from torch.nn import functional
 
 from src.data.taxonomy import FAMILIES, family_index, severity
 from src.errors import UserError
 from src.models.fusion import Fusion, disagreement
 from src.models.lstm_attack_predictor import RealDataLSTMPredictor, Scaler, load_predictor, save_predictor
+from src.models.lstm_sae import AnomalyDetector, SAEConfig
+from src.models.subspace import BenignSubspace
 from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model
 from src.predictor.interface import SensorReading
 
-ALONE = {"probabilities": "base LSTM", "uncertainty": "predictive entropy", "anomaly": "PCA reconstruction p-value"}
+ALONE = {"probabilities": "base LSTM", "uncertainty": "predictive entropy"}
 FUSED = {**ALONE, "probabilities": "base LSTM and temporal LSTM, pooled", "risk": "both and the anomaly", "uncertainty": "disagreement of networks and draws"}
 """Where the readings come from; written into each artifact."""
 
@@ -41,74 +42,20 @@ LARGEST = float(np.finfo(np.float32).max)
 """Largest value of a feature that single precision holds."""
 
 
-@dataclass(frozen=True)
-class BenignSubspace:
-    """How far a window lies from the subspace that benign windows span (the higher, the more abnormal), and how rare that is.
+class Detector(Protocol):
+    """What scores how abnormal a window is."""
 
-    The p-value is the conformal one of Vovk et al. 2005: (1 + number of calibration errors at least as large) / (1 + their number).
-    On benign windows like the calibration ones, 1 - p is uniform on [0, 1]; calibration windows overlap, so it holds up to that.
-    """
-
-    mean: Tensor
-    """(T * F,) float64 mean of scaled benign windows."""
-    components: Tensor
-    """(K, T * F) float64 orthonormal directions."""
-    reference: Tensor
-    """(M,) float64 errors of benign calibration windows, ascending."""
-
-    @classmethod
-    def fit(cls, fit: Tensor, calibrate: Tensor, kept: float = 0.95) -> BenignSubspace:
-        """Span the subspace with scaled benign windows (N, T, F), and calibrate it with others (M, T, F).
-
-        Args:
-            fit: windows of `fit`.
-            calibrate: windows of `calibrate`.
-            kept: share of variance that the subspace keeps.
-
-        Raises:
-            UserError: when there are fewer than two windows to fit or none to calibrate.
-        """
-        if len(fit) < 2 or len(calibrate) < 1:
-            raise UserError(f"{len(fit)} benign windows to fit and {len(calibrate)} to calibrate the anomaly score: too few; read more benign rows")
-        flat = fit.double().flatten(1)  # (N, T * F)
-        mean = flat.mean(dim=0)
-        values, vectors = torch.linalg.eigh((flat - mean).T @ (flat - mean) / len(flat))  # ascending
-        share = values.clamp(min=0).flip(0).cumsum(0) / values.clamp(min=0).sum().clamp(min=1e-12)
-        count = int((share < kept).sum()) + 1
-        empty = cls(mean, vectors[:, -count:].T.contiguous(), torch.empty(0, dtype=torch.float64))
-        return cls(mean, empty.components, empty.error(calibrate).sort().values)
-
-    def error(self, scaled: Tensor) -> Tensor:
-        """(N,) squared distance of scaled windows (N, T, F) from the subspace."""
-        centred = scaled.double().flatten(1) - self.mean  # (N, T * F)
-        return (centred - (centred @ self.components.T) @ self.components).square().sum(dim=1)  # (N,)
-
-    def anomaly(self, scaled: Tensor) -> Tensor:
-        """(N,) one minus the p-value of scaled windows (N, T, F), in [0, 1)."""
-        # A window must read the same alone and in a batch: rounding may not move it past a calibration error that equals its own.
-        error = self.error(scaled) * (1 - 1e-9)
-        below = torch.searchsorted(self.reference, error)  # (N,) calibration errors that are smaller
-        return below.double() / (len(self.reference) + 1)
+    def anomaly(self, windows: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(N,) one minus a conformal p-value of raw windows (N, T, F), in [0, 1): the higher, the more abnormal."""
+        ...
 
     def tensors(self) -> dict[str, Tensor]:
         """The arrays, to be saved."""
-        return {"mean": self.mean, "components": self.components, "reference": self.reference}
+        ...
 
-
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The divisor of logits that makes the labels likeliest (Guo et al. 2017), under the mean probability of all draws.
-
-    Args:
-        logits: (S, N, C) of S draws, or (N, C) of a model that draws nothing.
-        labels: (N,).
-    """
-    draws = logits.double().reshape(-1, *logits.shape[-2:])  # (S, N, C)
-
-    def loss(log_temperature: float) -> float:
-        each = functional.log_softmax(draws / np.exp(log_temperature), dim=-1).gather(2, labels.expand(len(draws), -1)[..., None])[..., 0]  # (S, N)
-        return float(-torch.logsumexp(each, dim=0).mean())
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x))  # type: ignore[union-attr]
+    def stated(self) -> dict[str, Any]:
+        """What `meta.json` says of it: `anomaly`, where the reading comes from, and its shape."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -131,12 +78,12 @@ class EnhancedAttackPredictor:
     def __init__(
         self,
         model: RealDataLSTMPredictor,
-        subspace: BenignSubspace,
+        detector: Detector,
         feature_names: Sequence[str],
         class_names: Sequence[str],
         second: Second | None = None,
     ) -> None:
-        self.model, self.subspace, self.second = model.cpu().eval(), subspace, second
+        self.model, self.detector, self.second = model.cpu().eval(), detector, second
         if second is not None:
             second.model.cpu().eval()
         self.feature_names, self.class_names = tuple(feature_names), tuple(class_names)
@@ -173,7 +120,7 @@ class EnhancedAttackPredictor:
             for first in range(0, len(windows), batch_size):
                 here = slice(first, first + batch_size)
                 batch = torch.from_numpy(np.ascontiguousarray(windows[here], dtype=np.float32))  # (B, T, F)
-                anomaly[here] = self.subspace.anomaly(self.scaler(batch.double())).numpy()
+                anomaly[here] = self.detector.anomaly(batch.numpy())
                 probabilities[here], uncertainty[here], risk[here] = self._verdict(batch, anomaly[here])
         return SensorReading(
             probabilities=probabilities,
@@ -248,14 +195,13 @@ class EnhancedAttackPredictor:
 
     def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
         """Write the sensor as an artifact folder, atomically."""
-        names = {"feature_names": self.feature_names, "class_names": self.class_names}
-        tensors = self.subspace.tensors()
-        if self.second is None:
-            save_predictor(folder, self.model, {**meta, **names, **ALONE}, tensors)
-            return
-        tensors |= {**self.second.fusion.tensors(), "usual_disagreement": torch.tensor(self.second.usual, dtype=torch.float64)}
-        shape = asdict(self.second.model.config)
-        save_predictor(folder, self.model, {**meta, **names, **FUSED, "temporal": shape}, tensors, self.second.model.state_dict())
+        stated = {"feature_names": self.feature_names, "class_names": self.class_names, **ALONE, **self.detector.stated()}
+        arrays: dict[str, Mapping[str, Tensor]] = {"anomaly": self.detector.tensors()}
+        if self.second is not None:
+            stated |= {**FUSED, "temporal": asdict(self.second.model.config)}
+            fusion = {**self.second.fusion.tensors(), "usual_disagreement": torch.tensor(self.second.usual, dtype=torch.float64)}
+            arrays |= {"temporal": self.second.model.state_dict(), "fusion": fusion}
+        save_predictor(folder, self.model, {**meta, **stated}, arrays)
 
     @classmethod
     def load(cls, folder: Path) -> EnhancedAttackPredictor:
@@ -266,18 +212,43 @@ class EnhancedAttackPredictor:
         """
         model, meta = load_predictor(folder)
         try:
-            arrays = load_file(folder / "sensor.safetensors")
-            subspace = BenignSubspace(arrays["mean"], arrays["components"], arrays["reference"])
+            arrays = load_file(folder / "anomaly.safetensors")
+            detector = _open_detector(meta, arrays, model.scaler)
             second = None
             if "temporal" in meta:
-                temporal = create_model(meta["temporal"])
-                temporal.load_state_dict(load_file(folder / "temporal.safetensors"))
-                second = Second(temporal, Fusion.from_tensors(arrays), float(arrays["usual_disagreement"]))
-            sensor = cls(model, subspace, meta["feature_names"], meta["class_names"], second)
+                temporal, fusion = _open_temporal(folder, meta), load_file(folder / "fusion.safetensors")
+                second = Second(temporal, Fusion.from_tensors(fusion), float(fusion["usual_disagreement"]))
+            sensor = cls(model, detector, meta["feature_names"], meta["class_names"], second)
             sensor.read(np.zeros((1, model.config.sequence_length, model.config.input_size), dtype=np.float32))
         except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"artifact '{folder}' holds no usable sensor ({' '.join(str(error).split())}); train it again") from error
         return sensor
+
+
+def load_networks(folder: Path) -> tuple[RealDataLSTMPredictor, AdvancedLSTMTemporal, dict[str, Any]]:
+    """Base LSTM, temporal LSTM and `meta.json` of an artifact that holds both: trained networks, or a whole sensor.
+
+    Raises:
+        UserError: when the folder is missing, altered, or holds no temporal LSTM.
+    """
+    model, meta = load_predictor(folder)
+    try:
+        return model, _open_temporal(folder, meta), meta
+    except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
+        raise UserError(f"artifact '{folder}' holds no usable temporal LSTM ({' '.join(str(error).split())}); train it again") from error
+
+
+def _open_temporal(folder: Path, meta: Mapping[str, Any]) -> AdvancedLSTMTemporal:
+    temporal = create_model(meta["temporal"])
+    temporal.load_state_dict(load_file(folder / "temporal.safetensors"))
+    return temporal.eval()
+
+
+def _open_detector(meta: Mapping[str, Any], arrays: Mapping[str, Tensor], scaler: Scaler) -> Detector:
+    """The detector that an artifact states."""
+    if "autoencoder" in meta:
+        return AnomalyDetector.from_tensors(SAEConfig.of(meta["autoencoder"]), arrays)
+    return BenignSubspace(scaler, arrays["mean"], arrays["components"], arrays["reference"])
 
 
 def temporal_draws(model: AdvancedLSTMTemporal, windows: Tensor) -> Tensor:

@@ -40,7 +40,9 @@ from src.data.windows import gather, window_starts
 from src.errors import UserError
 from src.models.loop import Batch, Trainer, WindowBatches
 from src.models.lstm_attack_predictor import KIND, RealDataLSTMPredictor, RealDataTrainer
-from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor, fit_temperature
+from src.models.predictor_interface import EnhancedAttackPredictor
+from src.models.subspace import BenignSubspace
+from src.models.temperature import fit_temperature
 from src.models.temporal_lstm import AdvancedLSTMTemporal
 from src.training.temporal_trainer import IGNORED, TemporalTrainer
 
@@ -208,7 +210,9 @@ class SiteDetector:
         sensor, meta = EnhancedAttackPredictor.load(folder), open_artifact(folder, KIND)
         try:
             stated = meta["adaptation"]
-            return cls(sensor.model, sensor.subspace, sensor.class_names, float(stated["threshold"]), tuple(stated["unread"]))
+            if not isinstance(sensor.detector, BenignSubspace):
+                raise TypeError
+            return cls(sensor.model, sensor.detector, sensor.class_names, float(stated["threshold"]), tuple(stated["unread"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"artifact '{folder}' holds a sensor that was not adapted to a site; adapt it, or open it as a plain sensor") from error
 
@@ -292,7 +296,7 @@ def adapt(
     with torch.inference_mode():
         model.temperature.fill_(fit_temperature(torch.cat([_draws(model, part) for part in windows.split(_BATCH)], dim=1), labels))
         ordinary, _ = _windows(dataset, "fit", length, 1, int(benign[0]))
-        subspace = BenignSubspace.fit(_scaled(model, ordinary, learned), _scaled(model, home[label == benign[0]], held))
+        subspace = BenignSubspace.fit(model.scaler, _joined(ordinary, learned), _joined(home[label == benign[0]], held))
     scores = [attack_scores(model, dataset.class_names, part) for part in (home[label == benign[0]], held)]
     return SiteDetector(model, subspace, dataset.class_names, threshold_for(scores, settings.false_alarms), unread)
 
@@ -330,7 +334,7 @@ def _draws(model: Detector, windows: Tensor) -> Tensor:
     return model(windows)[None] if isinstance(model, RealDataLSTMPredictor) else model.sample_logits(windows)
 
 
-def _scaled(model: Detector, *parts: Rows) -> Tensor:
-    """(W, T, F) windows of several sets, evenly chosen from each, as the model scales them."""
+def _joined(*parts: Rows) -> Tensor:
+    """(W, T, F) raw windows of several sets, evenly chosen from each."""
     chosen = [part[np.linspace(0, len(part) - 1, min(len(part), SUBSPACE_WINDOWS)).astype(np.int64)] for part in parts]
-    return model.scaler(torch.from_numpy(np.concatenate(chosen).astype(np.float64)))
+    return torch.from_numpy(np.concatenate(chosen))

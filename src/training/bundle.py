@@ -11,7 +11,7 @@ from pathlib import Path
 from src.config import load_config
 from src.data.bank import BUNDLED
 from src.data.dataset import load_dataset
-from src.training.lstm_trainer import LSTMTrainer
+from src.training.fused import train_sensor
 from src.training.sensors import build_bank
 
 WINDOWS = 200
@@ -23,7 +23,7 @@ def main() -> None:
     config = load_config(environ={})
     data = load_dataset(config.data, config.compute.seed)
     with tempfile.TemporaryDirectory() as folder:
-        trained = LSTMTrainer(config, data).train(Path(folder) / "predictor")
+        trained = train_sensor(config, data, Path(folder))
     bank = build_bank(data, trained.sensor, trained.sensor.scale, name="fused sensor trained on the synthetic profile", cap=WINDOWS)
     bank.bundle(BUNDLED)
 

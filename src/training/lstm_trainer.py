@@ -1,4 +1,4 @@
-"""From a data set to a saved, calibrated sensor: training, calibration, evaluation, figures, artifact."""
+"""From a data set to two trained, calibrated networks: training, calibration, evaluation, figures, artifact."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +19,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from src.config import Config, LSTMTrainingConfig
 from src.data.dataset import Dataset
-from src.data.taxonomy import family_index
 from src.data.windows import window_starts
 from src.errors import UserError
-from src.models.fusion import Fusion, disagreement
 from src.models.loop import History, Trainer, WindowBatches, seeded
-from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor, RealDataTrainer, TaughtTrainer, build_model
-from src.models.predictor_interface import BenignSubspace, EnhancedAttackPredictor, Second, fit_temperature, temporal_draws
+from src.models.lstm_attack_predictor import LSTMConfig, RealDataLSTMPredictor, RealDataTrainer, TaughtTrainer, build_model, save_predictor
 from src.models.scores import Evaluation, confusion_matrix
+from src.models.temperature import fit_temperature
 from src.models.temporal_lstm import AdvancedLSTMTemporal, create_model, get_config
 from src.training.explanation_figures import canvas, log_explanations
 from src.training.log import TrainingLog
 from src.training.temporal_trainer import TemporalTrainer
 
-SUBSPACE_WINDOWS = 20_000
-"""Benign windows that the anomaly score is fitted on at most, evenly spread; its covariance settles far below that."""
-
-LEAST_DISAGREEMENT = 0.01
-"""Nats: networks that agree on all calibration windows are not told apart more finely than this."""
-
 
 @dataclass(frozen=True)
-class TrainedSensor:
+class TrainedNetworks:
     """What a training leaves."""
 
-    sensor: EnhancedAttackPredictor
-    """Ready to read."""
-    evaluation: Evaluation
-    """Of the whole sensor on `test` windows."""
-    history: History
-    """Of the base LSTM, a row an epoch."""
+    base: RealDataLSTMPredictor
+    temporal: AdvancedLSTMTemporal
+    histories: Mapping[str, History]
+    """Of `lstm` and `temporal`, a row an epoch."""
     metrics: dict[str, float]
-    """Final figures on `test`, with seconds and parameters."""
+    """Figures of each on `test`, with seconds and parameters."""
     folder: Path
     """The artifact."""
 
@@ -78,7 +68,7 @@ def remove_checkpoints(checkpoint: Path) -> None:
 
 
 class LSTMTrainer:
-    """Trains the base attack predictor and the temporal LSTM as the configuration says, and joins them to a sensor."""
+    """Trains the base attack predictor and the temporal LSTM as the configuration says."""
 
     def __init__(self, config: Config, dataset: Dataset, log: TrainingLog | None = None) -> None:
         """Prepare.
@@ -110,7 +100,6 @@ class LSTMTrainer:
             num_domains=len(dataset.domain_names),
             sequence_length=config.data.window,
         )
-        self._benign = np.flatnonzero(family_index(dataset.class_names) == 0)  # classes
 
     def windows(self, split: str, stride: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First rows (W,) and labels (W,) of the windows of a split.
@@ -186,7 +175,7 @@ class LSTMTrainer:
         return np.bincount(batches.labels.numpy(), minlength=self.shape.num_classes)
 
     def _train(self, trainer: Trainer[Any], batches: WindowBatches, name: str, checkpoint: Path | None, resume: bool) -> History:
-        with torch_threads(self.config.compute.threads), _progress(name, trainer.settings.epochs) as show:
+        with torch_threads(self.config.compute.threads), training_bar(name, trainer.settings.epochs) as show:
 
             def on_epoch(row: dict[str, float]) -> None:
                 if self.log is not None and name in TITLES:  # teachers are only on the way
@@ -203,8 +192,8 @@ class LSTMTrainer:
             parts = [(read(batch[0]), batch[1]) for batch in self.batches("calibrate")]
         return torch.cat([part[0] for part in parts], dim=1), torch.cat([part[1] for part in parts])
 
-    def train(self, folder: Path, resume: bool = False) -> TrainedSensor:
-        """Train both networks, join them on `calibrate`, evaluate on `test` and save to `folder`.
+    def train(self, folder: Path, resume: bool = False) -> TrainedNetworks:
+        """Train and calibrate both networks, evaluate each on `test` and save them to `folder`.
 
         Checkpoints lie beside `folder` while training runs; they are removed once the artifact is whole.
 
@@ -220,16 +209,12 @@ class LSTMTrainer:
         base, history = self.train_base(checkpoints["lstm"], resume)
         temporal, temporal_history = self.train_temporal(checkpoints["temporal"], resume)
         with torch_threads(self.config.compute.threads):
-            sensor = self.join(base, temporal)
             evaluations = {
-                "fused": self._evaluate(lambda windows: sensor.read(windows).probabilities),
-                "lstm": self._evaluate(lambda windows: base.predict_attack_probability(torch.from_numpy(windows)).numpy()),
-                "temporal": self._evaluate(lambda windows: temporal.predict_attack_probability(torch.from_numpy(windows)).numpy()),
+                "lstm": self.evaluate(lambda windows: base.predict_attack_probability(torch.from_numpy(windows)).numpy()),
+                "temporal": self.evaluate(lambda windows: temporal.predict_attack_probability(torch.from_numpy(windows)).numpy()),
             }
-        evaluation = evaluations["fused"]
         metrics = {
-            **evaluation.metrics(),
-            **{f"{name}/{key}": evaluations[name].metrics()[key] for name in ("lstm", "temporal") for key in ("accuracy", "macro_f1")},
+            **{f"{name}/{key}": found.metrics()[key] for name, found in evaluations.items() for key in ("accuracy", "macro_f1")},
             "lstm/temperature": float(base.temperature),
             "temporal/temperature": float(temporal.temperature),
             "lstm/best_epoch": _best_epoch(history),
@@ -238,32 +223,19 @@ class LSTMTrainer:
             "temporal/parameters": float(temporal.count_parameters()["total"]),
             "seconds": time.perf_counter() - started,
         }
-        sensor.save(folder, self._meta(metrics))
+        names = {"feature_names": self.dataset.feature_names, "class_names": self.dataset.class_names, "temporal": asdict(temporal.config)}
+        save_predictor(folder, base, {**provenance(self.config, self.dataset), **names, "metrics": metrics}, {"temporal": temporal.state_dict()})
         for checkpoint in checkpoints.values():
             remove_checkpoints(checkpoint)
-        self._log_results(evaluation, {"lstm": history, "temporal": temporal_history}, metrics)
+        histories = {"lstm": history, "temporal": temporal_history}
         if self.log is not None:
+            self.log.log_metrics({f"test/{key}": value for key, value in metrics.items()})
+            for name, rows in histories.items():
+                self.log.log_figure(history_figure(rows, TITLES[name], self.dataset.source), f"{name}_learning.png")
             log_explanations(self.log, temporal, self.dataset, self.shape.sequence_length)
-        return TrainedSensor(sensor, evaluation, history, metrics, folder)
+        return TrainedNetworks(base, temporal, histories, metrics, folder)
 
-    def join(self, base: RealDataLSTMPredictor, temporal: AdvancedLSTMTemporal) -> EnhancedAttackPredictor:
-        """One sensor of both networks and the anomaly, its weights and reference values fitted on `calibrate`."""
-        subspace = self._subspace(base)
-        members, anomaly, apart = [], [], []
-        with torch.inference_mode():
-            for batch in self.batches("calibrate"):
-                windows = batch[0]
-                alone, draws = base.predict_attack_probability(windows), temporal_draws(temporal, windows)
-                members.append(np.stack([alone.numpy(), draws.mean(dim=0).numpy()]))
-                anomaly.append(subspace.anomaly(base.scaler(windows.double())).numpy())
-                apart.append(disagreement([alone[None], draws]))
-        attack = ~np.isin(np.arange(self.shape.num_classes), self._benign)
-        labels = self.batches("calibrate").labels.numpy()
-        fusion = Fusion.fit(np.concatenate(members, axis=1).astype(np.float64), np.concatenate(anomaly), labels, attack)
-        second = Second(temporal, fusion, max(float(torch.cat(apart).mean()), LEAST_DISAGREEMENT))
-        return EnhancedAttackPredictor(base, subspace, self.dataset.feature_names, self.dataset.class_names, second)
-
-    def _evaluate(self, read: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Evaluation:
+    def evaluate(self, read: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Evaluation:
         """What probabilities (N, C) of raw windows make of `test`."""
         classes, total = self.shape.num_classes, 0.0
         confusion = np.zeros((classes, classes), dtype=np.int64)
@@ -274,37 +246,17 @@ class LSTMTrainer:
             total -= float(np.log(np.maximum(found[np.arange(len(labels)), labels], 1e-12)).sum())
         return Evaluation(tuple(self.dataset.class_names), confusion, total / int(confusion.sum()))
 
-    def _subspace(self, base: RealDataLSTMPredictor) -> BenignSubspace:
-        def benign(split: str) -> torch.Tensor:
-            starts, labels = self.windows(split, 1)
-            starts = starts[np.isin(labels, self._benign)]
-            if len(starts) > SUBSPACE_WINDOWS:
-                starts = starts[np.linspace(0, len(starts) - 1, SUBSPACE_WINDOWS).astype(np.int64)]
-            index = starts[:, None] + np.arange(self.shape.sequence_length)
-            return base.scaler(torch.from_numpy(self.dataset.splits[split].features[index].astype(np.float64)))  # (N, T, F)
 
-        with torch.inference_mode():
-            return BenignSubspace.fit(benign("fit"), benign("calibrate"))
-
-    def _meta(self, metrics: dict[str, float]) -> dict[str, Any]:
-        return {
-            "config": self.config.model_dump(mode="json"),
-            "seed": self.config.compute.seed,
-            "data_hash": self.dataset.data_hash,
-            "source": self.dataset.source,
-            "site": self.dataset.site,
-            "assembled": list(self.dataset.assembled),
-            "metrics": metrics,
-        }
-
-    def _log_results(self, evaluation: Evaluation, histories: Mapping[str, History], metrics: dict[str, float]) -> None:
-        if self.log is None:
-            return
-        self.log.log_metrics({f"test/{key}": value for key, value in metrics.items()})
-        self.log.log_table(evaluation.rows(), "sensor_classes.json")
-        self.log.log_figure(confusion_figure(evaluation, self.dataset.source), "sensor_confusion.png")
-        for name, history in histories.items():
-            self.log.log_figure(history_figure(history, TITLES[name], self.dataset.source), f"{name}_learning.png")
+def provenance(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What the `meta.json` of every trained sensor says of its settings and data."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "seed": config.compute.seed,
+        "data_hash": dataset.data_hash,
+        "source": dataset.source,
+        "site": dataset.site,
+        "assembled": list(dataset.assembled),
+    }
 
 
 TITLES = {"lstm": "Base LSTM", "temporal": "Temporal LSTM"}
@@ -315,34 +267,13 @@ def _best_epoch(history: History) -> float:
 
 
 @contextlib.contextmanager
-def _progress(name: str, epochs: int) -> Iterator[Any]:
-    """A bar of epochs on a terminal, nothing elsewhere."""
+def training_bar(name: str, epochs: int, key: str = "macro_f1") -> Iterator[Any]:
+    """A bar of epochs on a terminal, nothing elsewhere; beside it the figure `key` on `calibrate`."""
     console = Console(stderr=True)
     columns = (TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not (console.is_terminal and sys.stderr.isatty()), transient=True) as bar:
         task = bar.add_task(name, total=epochs, note="")
-        yield lambda row: bar.update(task, completed=row["epoch"], note=f"macro-F1 {row['calibrate/macro_f1']:.3f}")
-
-
-def confusion_figure(evaluation: Evaluation, source: str) -> Figure:
-    """Confusion matrix in per cent of each true class; cells below half a per cent stay empty."""
-    names, counts = evaluation.class_names, evaluation.confusion
-    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
-    side = 4.0 + 0.36 * len(names)
-    figure = canvas(side + 1, side)
-    axes = figure.subplots()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    for row, column in np.argwhere(share >= 0.5):
-        value = share[row, column]
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 55 else "black")
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    figures = evaluation.metrics()
-    axes.set_title(f"Test windows ({source}): accuracy {figures['accuracy']:.3f}, macro-F1 {figures['macro_f1']:.3f}")
-    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
-    return figure
+        yield lambda row: bar.update(task, completed=row["epoch"], note=f"{key.replace('macro_f1', 'macro-F1')} {row[f'calibrate/{key}']:.3f}")
 
 
 def history_figure(history: History, title: str, source: str) -> Figure:

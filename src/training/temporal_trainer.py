@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from src.config import TemporalTrainingConfig
 from src.errors import UserError
+from src.models.classifier import ClassifierTrainer
 from src.models.explanations import AttentionTracker
-from src.models.loop import Batch, Batches, Trainer, WindowBatches
+from src.models.loop import Batch, Batches, WindowBatches
 from src.models.temporal_lstm import AdvancedLSTMTemporal, ArchitectureController, Augmentation, ModelConfig, domain_schedule
 
 IGNORED = -1
@@ -25,7 +26,7 @@ TRACKED = 64
 """Windows of `calibrate` on which attention is followed from epoch to epoch."""
 
 
-class TemporalTrainer(Trainer[AdvancedLSTMTemporal]):
+class TemporalTrainer(ClassifierTrainer[AdvancedLSTMTemporal]):
     """Trains an `AdvancedLSTMTemporal` by the evidence lower bound, and against its discriminator where it has one.
 
     Loss of a batch: labelled loss + `kl_weight` x divergence / training windows + `domain_weight` x cross-entropy of the

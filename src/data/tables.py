@@ -1,0 +1,140 @@
+"""What readers of labelled event tables share: a header is checked, cells become numbers, spellings become labels, texts become times.
+
+Whatever does not fit is an error that names the file, what was found in it and what is allowed; nothing is guessed, and no label or time is invented.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from src.config import nearest
+from src.data.taxonomy import canonical
+from src.errors import UserError
+
+BENIGN = canonical("benign")
+
+YEARS = (1990, 2100)
+"""Years that an event can be of; a time outside of them was read in the wrong unit."""
+
+_PER_MS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+TIME_UNITS = (*_PER_MS, "text")
+"""Units of a time column: since 1970, or UTC as text, `2020-06-10 02:50:54.631` or `2020-06-10T02:50:54.631Z`."""
+
+
+def files(root: Path, patterns: Sequence[str], what: str) -> list[Path]:
+    """Files below `root` (or `root` itself) that match one of the patterns; 2 comes before 12.
+
+    Raises:
+        UserError: when the folder is missing or holds none; `what` says what was looked for.
+    """
+    if not root.exists():
+        raise UserError(f"--root '{root}' does not exist: give a folder of {what}, or one such file")
+    if root.is_file():
+        return [root]
+    found = {path for pattern in patterns for path in root.rglob(pattern) if path.is_file()}
+    if not found:
+        raise UserError(f"--root '{root}' holds no {what} (searched recursively for {', '.join(patterns)})")
+    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.as_posix())])
+
+
+def check_columns(path: Path, found: Sequence[str], wanted: Iterable[str]) -> None:
+    """Refuse a file that lacks a column.
+
+    Raises:
+        UserError: it names the first missing column, the nearest one, and what was found.
+    """
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        near = difflib.get_close_matches(missing[0], found, n=1)
+        hint = f" (nearest found: '{near[0]}')" if near else ""
+        more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"'{path}': column '{missing[0]}'{hint} is missing{more}; found: {', '.join(found)}")
+
+
+def typed(path: Path, frame: pl.DataFrame, types: Mapping[str, Any]) -> pl.DataFrame:
+    """The frame with its text columns as numbers where `types` says so; an empty cell stays empty.
+
+    Raises:
+        UserError: for a cell that is no such number.
+    """
+    given = {name: kind for name, kind in types.items() if name in frame.columns and frame.schema[name] == pl.String}
+    cast = frame.with_columns(pl.col(name).str.replace(r"\.0+$", "").cast(kind, strict=False) for name, kind in given.items())
+    for name, kind in given.items():
+        if cast[name].null_count() > frame[name].null_count():
+            bad = frame[name].filter(cast[name].is_null() & frame[name].is_not_null())
+            raise UserError(f"'{path}': column '{name}' must hold {'whole ' * kind.is_integer()}numbers, found '{bad[0]}' and {len(bad) - 1} more")
+    return cast
+
+
+def plain(text: str) -> str:
+    """Lower case, letters and digits only: how two spellings of a label are compared."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def labels(path: Path, column: str, spelled: pl.Series, benign: Iterable[str], known: Mapping[str, str]) -> pl.Series:
+    """The canonical label of every row.
+
+    Args:
+        path: the file, for the error.
+        column: where the labels stand, for the error.
+        spelled: (N,) labels as the file spells them.
+        benign: spellings that mean benign traffic, in any case.
+        known: plain spelling (`plain`) to label; what is not in it must be in the taxonomy.
+
+    Raises:
+        UserError: for a row without a label or with an unknown one.
+    """
+    if spelled.null_count():
+        place = int(spelled.is_null().arg_max() or 0)
+        raise UserError(
+            f"'{path}': column '{column}' is empty in {spelled.null_count()} of {len(spelled)} rows, first in row {place + 1}; every row needs a label"
+        )
+    harmless = {plain(name) for name in benign}
+    names: dict[str, str] = {}
+    for name in spelled.unique().to_list():
+        found = BENIGN if plain(name) in harmless else known.get(plain(name))
+        if found is None:
+            try:
+                found = canonical(name)
+            except UserError:
+                raise UserError(f"'{path}', column '{column}': unknown label '{name}': {nearest(name, [*benign, *dict.fromkeys(known.values())])}") from None
+            if found == BENIGN:
+                raise UserError(f"'{path}', column '{column}': '{name}' is no benign label of the schema, which are: {', '.join(benign)}")
+        names[name] = found
+    return spelled.replace_strict(names, return_dtype=pl.String)
+
+
+def epoch_ms(path: Path, column: str, values: pl.Series, unit: str) -> pl.Series:
+    """(N,) Int64 milliseconds since 1970, UTC; null where the cell is empty.
+
+    Args:
+        path: the file, for the error.
+        column: where the times stand, for the error.
+        values: (N,) numbers, or text where `unit` is `text`.
+        unit: one of `TIME_UNITS`.
+
+    Raises:
+        UserError: for a text that is no time, and for a time outside of `YEARS`.
+    """
+    if unit == "text":
+        clean = values.cast(pl.String).str.strip_chars().str.replace("T", " ", literal=True).str.strip_suffix("Z").replace("", None)
+        time = clean.str.to_datetime("%Y-%m-%d %H:%M:%S%.f", time_unit="us", strict=False).dt.epoch("ms").cast(pl.Float64)
+        if time.null_count() > clean.null_count():
+            bad = clean.filter(time.is_null() & clean.is_not_null())[0]
+            raise UserError(f"'{path}': column '{column}' must hold times like 2020-06-10 02:50:54.631, found '{bad}'")
+    else:
+        time = (values.cast(pl.Float64) * _PER_MS[unit]).fill_nan(None).round()
+    for extreme in (time.min(), time.max()):
+        year = 1970 + extreme / 31_556_952_000 if isinstance(extreme, float) else None
+        if year is not None and not YEARS[0] <= year < YEARS[1]:
+            raise UserError(
+                f"'{path}': column '{column}' read as '{unit}' gives the year {year:.0f}, outside {YEARS[0]} to {YEARS[1]}; "
+                f"state the right time_unit: {', '.join(TIME_UNITS)}"
+            )
+    return time.cast(pl.Int64)  # exact: milliseconds of such years stay below 2^53

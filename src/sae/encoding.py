@@ -1,0 +1,254 @@
+"""Stage 2: events to windows of features, for training, validation and test.
+
+The order of things keeps the future and the answers out of what is learned. Rows are divided first (`src.data.splits`), by campaign, clock
+or block as the schema says. Then windows are laid inside one session and one part; a window of the training part holds no attack row.
+Then everything is fitted on benign training rows, and rows are encoded (`src.sae.features`). No window is made before its size is known:
+over the limit, every part and class loses the same share of its windows, evenly spaced.
+
+Memory holds the reserved columns of all rows as numbers (some 50 bytes a row), and one block of rows at a time.
+
+    python -m src.sae.encoding --dataset bigbase --version v1 --config-preset basic
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from src.artifacts import new_artifact
+from src.data.splits import PARTS, copies
+from src.errors import UserError
+from src.sae.features import GAP, Encoder, check_config, seconds_since_previous
+from src.sae.layout import Layout, Say, add_preset, finish, layout_of, parser, preset, read_json, teller
+from src.sae.windows import FILES, EncodingSettings, Events, Windows, divide, evenly, lay_windows, reduce
+
+KIND = "sae-windows"
+"""Kind of this stage's artifact."""
+
+BLOCK = 131_072
+"""Rows read at once."""
+
+FIT_ROWS = 200_000
+"""Most rows, evenly spaced, on which encoders are fitted."""
+
+CHUNK = 1 << 24
+"""Bytes of windows written at once."""
+
+
+def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettings, say: Say) -> dict[str, Any]:
+    """Write `layout.encoded` from `layout.parquet` and `layout.metadata`.
+
+    Args:
+        layout: where artifacts lie.
+        encoding: which column is encoded how (`src.sae.features`).
+        settings: lengths and limits.
+        say: shows one line of progress.
+
+    Returns:
+        What `metadata.json` of the artifact holds.
+
+    Raises:
+        UserError: when stage 1 is missing, the encoding does not fit it, or a part of the split has no window.
+    """
+    if not layout.parquet.exists() or not layout.metadata.exists():
+        missing = layout.metadata if layout.parquet.exists() else layout.parquet
+        raise UserError(f"'{missing}' is missing; run stage 1 first (python -m src.sae.aggregation)")
+    source = read_json(layout.metadata, required=("schema",))
+    schema: dict[str, Any] = source["schema"]
+    check_config(encoding, schema, pl.scan_parquet(layout.parquet).collect_schema().names())
+    events = Events.read(layout.parquet)
+    reader = Reader(layout.parquet, Encoder(dict(encoding)).columns, events)
+    notes: list[str] = []
+    if (events.attack < 0).all():
+        notes.append("no label per event: windows measure scale and robustness, not detection; all are taken as benign for training")
+    if not events.ordered.all():
+        notes.append(f"{np.count_nonzero(~events.ordered):,} of {len(events):,} rows are not in the order in which they happened: their windows are assembled")
+
+    side, split = divide(events, schema, settings)
+    # A row without a clock is only its vector, so a copy is the same observation; events at two times are two events, however alike.
+    removed, duplicates = _duplicates(reader, side, drop=split["by"] == "blocks" and schema.get("time_column") is None)
+    parts = lay_windows(events, side, removed, settings)
+    for note in notes:
+        say(f"note: {note}")
+
+    benign = np.flatnonzero((side == 0) & (events.attack != 1) & ~removed)
+    fitted = benign[evenly(len(benign), FIT_ROWS)]
+    encoder = Encoder.fit(reader.rows(fitted), encoding, settings.max_features, settings.seed)
+    names = encoder.feature_names
+    say(f"{len(names)} features, fitted on {len(fitted):,} of {len(benign):,} benign training rows")
+
+    per_window = settings.seq_len * len(names) * 4
+    whole = [len(part.starts) for part in parts]
+    parts, reductions = reduce(parts, events, per_window, settings)
+    for line in reductions:
+        say(line)
+    counts = {file: _counts(part, events) for file, part in zip(FILES, parts, strict=True)}
+    if counts["val"]["attack"] == counts["val"]["windows"]:
+        notes.append("validation holds no benign window: no threshold can be set from it")
+        say(f"note: {notes[-1]}")
+
+    metadata: dict[str, Any] = {
+        "dataset": layout.dataset,
+        "version": layout.version,
+        "settings": asdict(settings),
+        "seq_len": settings.seq_len,
+        "stride": settings.stride,
+        "features": len(names),
+        "split": {**split, "rows": {part: int((side == index).sum()) for index, part in enumerate(PARTS)}, "rows_between": int((side < 0).sum())},
+        "duplicates": duplicates,
+        "windows": counts,
+        "windows_before_reduction": dict(zip(FILES, whole, strict=True)),
+        "memory": {
+            "limit_bytes": int(settings.memory_limit * 1e9),
+            "estimate_bytes": sum(whole) * per_window,
+            "written_bytes": sum(len(part.starts) for part in parts) * per_window,
+        },
+        "reductions": reductions,
+        "notes": notes,
+        "fitted_rows": len(fitted),
+        "explained_variance": encoder.explained,
+        "labels": events.labels,
+        "groups": events.groups,
+        "sessions": events.sessions,
+        "source": {"file": layout.parquet.name, "bytes": layout.parquet.stat().st_size, "rows": len(events), "digest": source.get("digest")},
+    }
+    with new_artifact(layout.encoded, KIND, {"dataset": layout.dataset, "version": layout.version, "settings": asdict(settings)}) as folder:
+        for file, part in zip(FILES, parts, strict=True):
+            _write(folder, file, part, events, reader, encoder)
+            found = counts[file]
+            say(f"{file}: {found['windows']:,} windows ({found['benign']:,} benign, {found['attack']:,} attack, {found['unknown']:,} unknown)")
+        encoder.save(folder)
+        (folder / "feature_names.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+        (folder / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
+    say(f"done: {layout.encoded}")
+    return metadata
+
+
+class Reader:
+    """Rows of stage 1's parquet, with the derived columns, a block at a time."""
+
+    def __init__(self, path: Path, columns: list[str], events: Events) -> None:
+        self.scan = pl.scan_parquet(path)
+        self.columns = [name for name in columns if name != GAP]
+        self.count = len(events)
+        self.gap = seconds_since_previous(events.time, events.session, events.ordered) if GAP in columns else None
+
+    def block(self, first: int, last: int) -> pl.DataFrame:
+        """Rows `first...last - 1`."""
+        frame = self.scan.slice(first, last - first).select(self.columns).collect()
+        return frame if self.gap is None else frame.with_columns(pl.Series(GAP, self.gap[first:last]))
+
+    def rows(self, places: NDArray[np.integer]) -> pl.DataFrame:
+        """The rows at these places, which ascend."""
+        frames = []
+        for first in range(0, self.count, BLOCK):
+            inside = places[np.searchsorted(places, first) : np.searchsorted(places, first + BLOCK)]
+            if len(inside):
+                frames.append(self.block(first, min(first + BLOCK, self.count))[inside - first])
+        return pl.concat(frames, rechunk=True)
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """(N,) equal for rows that are equal in every column that the parquet holds of those to encode."""
+        found = [self.scan.slice(first, BLOCK).select(self.columns).collect().hash_rows().to_numpy() for first in range(0, self.count, BLOCK)]
+        return np.concatenate(found)
+
+
+def _duplicates(reader: Reader, side: NDArray[np.int8], drop: bool) -> tuple[NDArray[np.bool_], dict[str, Any]]:
+    """(N,) rows that leave because a later part holds the same vector (none unless `drop`), and how many rows stand in the training part too."""
+    row_hash = reader.hashes()
+    removed = copies(side, row_hash) if drop else np.zeros(len(side), dtype=bool)
+    train = np.unique(row_hash[(side == 0) & ~removed])
+    shares = {
+        part: float(np.isin(row_hash[(side == index) & ~removed], train).mean()) if ((side == index) & ~removed).any() else 0.0
+        for index, part in enumerate(PARTS)
+        if index
+    }
+    policy = "copies leave the earlier part" if drop else "kept: identical events are the norm here"
+    return removed, {"policy": policy, "rows_removed": int(removed.sum()), "share_of_rows_also_in_train": shares}
+
+
+def _counts(part: Windows, events: Events) -> dict[str, Any]:
+    """Windows of a part by class, label and group."""
+    group = events.group[part.rows[part.starts]]
+    return {
+        "windows": len(part.starts),
+        **{name: int((part.y == value).sum()) for name, value in (("benign", 0), ("attack", 1), ("unknown", -1))},
+        "by_label": {events.labels[index]: int(count) for index, count in enumerate(np.bincount(part.label)) if count},
+        "by_group": {events.groups[index]: int(count) for index, count in enumerate(np.bincount(group)) if count},
+        "sessions": len(np.unique(events.session[part.rows[part.starts]])),
+    }
+
+
+def _write(folder: Path, file: str, part: Windows, events: Events, reader: Reader, encoder: Encoder) -> None:
+    """Write the arrays of one part; the windows a chunk at a time, so that neither they nor a map of them fill the memory."""
+    first = part.rows[part.starts]
+    last = part.rows[part.starts + part.length - 1]
+    np.save(folder / f"y_{file}.npy", part.y)
+    np.save(folder / f"label_{file}.npy", part.label)
+    np.save(folder / f"session_{file}.npy", events.session[first])
+    np.save(folder / f"group_{file}.npy", events.group[first])
+    np.save(folder / f"time_{file}.npy", events.time[last])
+    width = len(encoder.feature_names)
+    with (folder / f"X_{file}_sequences.npy").open("wb") as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": (len(first), part.length, width)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for low, high in _blocks(first, last):
+            _write_block(stream, part, low, high, reader, encoder)
+
+
+def _blocks(first: NDArray[np.int64], last: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Ranges of windows whose rows span at most `BLOCK`, or one window."""
+    low = 0
+    while low < len(first):
+        high = max(low + 1, int(np.searchsorted(last, first[low] + BLOCK)))
+        yield low, high
+        low = high
+
+
+def _write_block(stream: IO[bytes], part: Windows, low: int, high: int, reader: Reader, encoder: Encoder) -> None:
+    """Encode the rows of windows `low...high - 1`, each once, and append the windows."""
+    places = part.rows[part.starts[low:high, None] + np.arange(part.length)]
+    first, end = int(places[0, 0]), int(places[-1, -1]) + 1
+    needed = np.zeros(end - first, dtype=bool)
+    needed[places - first] = True
+    encoded = encoder.encode(reader.block(first, end).filter(pl.Series(needed)))
+    place = np.cumsum(needed) - 1
+    step = max(1, CHUNK // (part.length * encoded.shape[1] * 4))
+    for begin in range(0, len(places), step):
+        stream.write(encoded[place[places[begin : begin + step] - first]].data)
+
+
+def run(words: list[str] | None = None) -> None:
+    """The command."""
+    flags = parser("src.sae.encoding", "Stage 2 of the autoencoder pipeline: events to windows of features.")
+    add_preset(flags)
+    usual = EncodingSettings()
+    flags.add_argument("--encoding-config", type=Path, metavar="FILE", help="encoding configuration instead of the data set's own")
+    flags.add_argument("--seq-len", type=int, default=usual.seq_len, metavar="ROWS", help=f"rows in a window (default {usual.seq_len})")
+    flags.add_argument("--stride", type=int, default=usual.stride, metavar="ROWS", help=f"rows between two windows (default {usual.stride})")
+    flags.add_argument("--sample-size", type=int, default=usual.sample_size, metavar="N", help=f"most windows of all parts (default {usual.sample_size})")
+    flags.add_argument("--max-features", type=int, default=usual.max_features, metavar="N", help=f"components of the SVD (default {usual.max_features})")
+    flags.add_argument("--memory-limit", type=float, default=usual.memory_limit, metavar="GB", help=f"of all windows (default {usual.memory_limit:g})")
+    flags.add_argument("--leave-out", metavar="GROUP", help="test on this group (campaign, device) instead of the schema's split")
+    flags.add_argument("--seed", type=int, default=usual.seed, help=f"of the SVD (default {usual.seed})")
+    given = flags.parse_args(words)
+    layout = layout_of(given)
+    if given.encoding_config is not None and given.config_preset is not None:
+        raise UserError("--encoding-config and --config-preset exclude each other; give one")
+    config = read_json(given.encoding_config or preset(given.dataset, given.config_preset).encoding)
+    settings = EncodingSettings(
+        given.seq_len, given.stride, given.sample_size, given.max_features, given.memory_limit, given.leave_out, given.seed,
+    )  # fmt: skip
+    encode(layout, config, settings, teller())
+
+
+if __name__ == "__main__":
+    sys.exit(finish(run))

@@ -1,0 +1,175 @@
+"""Stage 4: what the trained autoencoder says of held-out windows, and how right it is.
+
+`python -m src.sae.evaluation --dataset NAME --version NAME [--target-fpr RATE] [--out FOLDER]`
+
+Nothing is fitted here. A window raises an alarm when its reconstruction error lies above a quantile of the errors of benign *validation*
+windows, chosen so that at most `target_fpr` of traffic like that is flagged (a conformal p-value below `target_fpr`: Vovk et al. 2005); the
+test split never moves it. `src.sae.measures` says what alarms are worth.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.artifacts import new_artifact
+from src.errors import UserError
+from src.models.lstm_sae import ROUNDING, AnomalyDetector
+from src.sae.layout import Layout, Say, finish, layout_of, parser, read_json, teller
+from src.sae.measures import Marks, Measure, judge, read_array
+
+KIND = "sae-evaluation"
+AT_ONCE = 2048
+"""Windows read from disk and scored at once."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How stage 4 judges."""
+
+    target_fpr: float = 0.01
+    """Share of benign windows that may raise an alarm."""
+    resamples: int = 500
+    """Draws of sessions behind each interval."""
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        """Check.
+
+        Raises:
+            UserError: for a rate that is none.
+        """
+        if not 0 < self.target_fpr < 1:
+            raise UserError(f"--target-fpr is {self.target_fpr:g}; it must lie between 0 and 1, both excluded")
+
+
+def score(detector: AnomalyDetector, windows: NDArray[np.float32], say: Say, what: str) -> NDArray[np.float64]:
+    """(N,) reconstruction errors of windows (N, T, F), which may lie on disk: a part at a time is in memory. The higher, the more abnormal."""
+    found = np.empty(len(windows))
+    told = began = time.perf_counter()
+    for first in range(0, len(windows), AT_ONCE):
+        part = np.array(windows[first : first + AT_ONCE], dtype=np.float32)  # a copy in memory
+        found[first : first + len(part)] = np.asarray(detector.score(part))
+        if time.perf_counter() - told > 10:
+            told = time.perf_counter()
+            say(f"{what}: {first + len(part):,} of {len(windows):,} windows, {(first + len(part)) / (told - began):,.0f} a second")
+    return found
+
+
+def alarm_threshold(benign: NDArray[np.floating], target_fpr: float) -> float:
+    """The error above which a conformal p-value among benign errors (M,) is below `target_fpr`; infinite where M is too small to say so.
+
+    The p-value of an error is (1 + benign errors at least as large) / (M + 1), where rounding makes no difference, as in `AnomalyDetector`.
+    """
+    above = math.ceil(target_fpr * (len(benign) + 1) - 1e-9) - 2  # most benign errors that may be at least as large
+    return float(np.sort(benign)[len(benign) - 1 - above]) / (1 - ROUNDING) if above >= 0 else math.inf
+
+
+def evaluate(layout: Layout, settings: EvaluationSettings, say: Say) -> dict[str, Any]:
+    """Score validation and test windows, set the threshold on the former, judge on the latter, and write `eval/NAME`.
+
+    Returns:
+        What `evaluation_results.json` holds.
+
+    Raises:
+        UserError: when a former stage is missing or damaged, or a split holds nothing to work with.
+    """
+    began = time.perf_counter()
+    detector, _ = AnomalyDetector.load(layout.model)
+    shape = detector.model.config
+    marks = {split: Marks.read(layout.encoded, split) for split in ("val", "test")}
+    windows = {split: read_array(layout.encoded / f"X_{split}_sequences.npy") for split in marks}
+    for split, array in windows.items():
+        if len(array) != len(marks[split]):
+            raise UserError(f"'{layout.encoded}': {len(array)} windows of {split} and {len(marks[split])} marks; run stage 2 again")
+        if not len(array):
+            raise UserError(f"'{layout.encoded}' holds no window of {split}; take more rows, or shorter windows, in stage 2")
+        if array.shape[1:] != (shape.sequence_length, shape.input_size):
+            raise UserError(
+                f"'{layout.model}' reads windows of {shape.sequence_length} x {shape.input_size}, and those of {split} are {array.shape[1:]}; train again"
+            )
+    errors = {split: score(detector, array, say, f"scoring {split}") for split, array in windows.items()}
+    for split, values in errors.items():
+        if not np.isfinite(values).all():
+            raise UserError(f"{int((~np.isfinite(values)).sum())} reconstruction errors of {split} are not finite; train again (stage 3)")
+    usual = marks["val"].attack == 0
+    source = "benign validation windows"
+    if not usual.any():
+        usual, source = marks["val"].attack < 0, "validation windows without a label (none is known to be benign)"
+    if not usual.any():
+        raise UserError(f"'{layout.encoded}' holds no benign validation window, so no threshold can be set; split the data otherwise in stage 2")
+    threshold = alarm_threshold(errors["val"][usual], settings.target_fpr)
+    limit = {
+        "threshold": threshold if math.isfinite(threshold) else None,
+        "target_fpr": settings.target_fpr,
+        "rule": "alarm where the error is above the threshold: its conformal p-value among the reference is below target_fpr",
+        "reference": source,
+        "reference_windows": int(usual.sum()),
+        "share_of_reference_above": float((errors["val"][usual] > threshold).mean()),
+    }
+    if not math.isfinite(threshold):
+        limit["reason"] = f"{int(usual.sum())} windows cannot tell a rate of {settings.target_fpr:g}: no window raises an alarm; raise --target-fpr"
+        say(f"no threshold: {limit['reason']}")
+    found: dict[str, Any] = {
+        "dataset": layout.dataset,
+        "version": layout.version,
+        "settings": asdict(settings),
+        "notes": read_json(layout.encoded / "metadata.json").get("notes", []),
+        "threshold": limit,
+        "test": judge(marks["test"], errors["test"], threshold, settings.resamples, settings.seed),
+        "validation": {"windows": {name: int((marks["val"].attack == value).sum()) for name, value in (("benign", 0), ("attack", 1), ("unknown", -1))}},
+    }
+    found["seconds"] = round(time.perf_counter() - began, 1)
+    with new_artifact(layout.eval, KIND, {"dataset": layout.dataset, "version": layout.version, "settings": asdict(settings)}) as target:
+        for name, tree in (("evaluation_results", found), ("threshold", limit)):
+            (target / f"{name}.json").write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        np.save(target / "reconstruction_errors.npy", errors["test"])
+        np.save(target / "anomaly_scores.npy", detector.rarity(errors["test"]))
+        np.save(target / "predictions.npy", (errors["test"] > threshold).astype(np.int8))
+    for line in summary(found):
+        say(line)
+    return found
+
+
+def summary(found: Mapping[str, Any]) -> list[str]:
+    """The results in a few lines."""
+    test, limit = found["test"], found["threshold"]
+    counts = ", ".join(f"{count:,} {name}" for name, count in test["windows"].items() if count)
+    lines = [f"test: {counts} windows of {test['sessions']:,} sessions; {test['alarms']:,} raise an alarm"]
+    told = [
+        f"{name.replace('_', ' ')} {_words(test[name])}" for name in ("roc_auc", "pr_auc", "prevalence", "precision", "recall", "f1", "fpr", "event_recall")
+    ]
+    lines.append(f"at a target of {limit['target_fpr']:g} false alarms: " + ", ".join(told))
+    lines += [f"{name.replace('_', ' ')} is not known: {test[name]['reason']}" for name in ("roc_auc",) if test[name]["value"] is None]
+    return lines
+
+
+def _words(one: Measure) -> str:
+    if one["value"] is None:
+        return "-"
+    return f"{one['value']:.3f}" + ("" if one["low"] is None else f" [{one['low']:.3f}, {one['high']:.3f}]")
+
+
+def run(words: list[str] | None) -> None:
+    """Evaluate as the command line says.
+
+    Raises:
+        UserError: for wrong input.
+    """
+    flags = parser("src.sae.evaluation", "Score held-out windows and judge the detector (stage 4).")
+    flags.add_argument("--target-fpr", type=float, default=EvaluationSettings.target_fpr, metavar="RATE", help="share of benign windows that may be flagged")
+    given = flags.parse_args(words)
+    evaluate(layout_of(given), EvaluationSettings(given.target_fpr), teller())
+
+
+if __name__ == "__main__":
+    sys.exit(finish(run))

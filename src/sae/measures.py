@@ -1,0 +1,301 @@
+"""What alarms on windows are worth: measures of ranking, of windows and of events, with intervals over sessions.
+
+Windows count as they are: no alarm is credited to the windows around it (that "point adjustment" makes random scores look good: Kim et al.
+2022, AAAI). What belongs together is counted apart, as events: an event is a run of attack windows of one session, and is detected when any
+of them raises an alarm.
+
+Intervals are 95 % percentile intervals of a bootstrap that draws whole sessions, those with and those without attack windows apart, because
+windows of a session resemble one another. A measure that the data do not determine is null, with the reason beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from src.errors import UserError
+from src.evaluation.detection import Blocks, Bootstrap, Values
+from src.evaluation.statistics import interval
+from src.sae.layout import read_json
+
+_CELLS = 4_000_000
+"""Cells of a (resamples, windows) table held at once."""
+
+Measure = dict[str, Any]
+"""`value`, `low` and `high`, and `reason` where one of them is null that could be known."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is known of N windows of a split, in the order of its arrays; windows of a session stand in time order."""
+
+    attack: NDArray[np.int8]
+    """(N,) 1 where any row is of an attack, 0 where none is, -1 unknown."""
+    label: NDArray[np.int64]
+    """(N,) index into `label_names`."""
+    session: NDArray[np.int64]
+    """(N,) file and host."""
+    group: NDArray[np.int64]
+    """(N,) index into `group_names`."""
+    time: NDArray[np.int64]
+    """(N,) milliseconds (UTC epoch) of the last row, -1 unknown."""
+    label_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+
+    @classmethod
+    def read(cls, folder: Path, split: str) -> Marks:
+        """The marks of `train`, `val` or `test`, as stage 2 wrote them.
+
+        Raises:
+            UserError: when a file is missing or damaged, or they do not fit one another.
+        """
+        names = read_json(folder / "metadata.json", ("labels", "groups"))
+        attack = read_array(folder / f"y_{split}.npy")
+        others = {name: read_array(folder / f"{name}_{split}.npy") for name in ("label", "session", "group", "time")}
+        for name, values in others.items():
+            if values.shape != attack.shape:
+                raise UserError(f"'{folder}': {name}_{split}.npy has shape {values.shape} and y_{split}.npy {attack.shape}; run stage 2 again")
+        if not np.isin(attack, (-1, 0, 1)).all():
+            raise UserError(f"'{folder}': y_{split}.npy holds {np.unique(attack)[:5].tolist()}; only -1, 0 and 1 are allowed")
+        labels, groups = tuple(names["labels"]), tuple(names["groups"])
+        for name, known in (("label", labels), ("group", groups)):
+            if len(attack) and not 0 <= others[name].min() <= others[name].max() < len(known):
+                raise UserError(f"'{folder}': {name}_{split}.npy points beyond the {len(known)} names of metadata.json; run stage 2 again")
+        wide = {name: values.astype(np.int64) for name, values in others.items()}
+        return cls(attack=attack.astype(np.int8), label_names=labels, group_names=groups, **wide)
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.attack)
+
+    def take(self, index: NDArray[Any]) -> Marks:
+        """The marks of some windows."""
+        values = {name: getattr(self, name)[index] for name in ("attack", "label", "session", "group", "time")}
+        return Marks(**values, label_names=self.label_names, group_names=self.group_names)
+
+
+def read_array(path: Path) -> NDArray[Any]:
+    """An array on disk, not read until it is used.
+
+    Raises:
+        UserError: when it is missing or damaged.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UserError(f"'{path}' is missing; run the stage that writes it first") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read as an array ({error.__class__.__name__}); run the stage that writes it again") from error
+
+
+def runs(flag: NDArray[np.bool_], session: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First window and end (one beyond the last), (R,) each, of each run of flagged windows inside one session."""
+    change = np.flatnonzero(np.diff(session) != 0) + 1
+    step = np.diff(np.concatenate(([0], flag.astype(np.int8), [0])))
+    cut = change[flag[change - 1] & flag[change]] if len(change) else change  # a run that would cross two sessions is two
+    return np.sort(np.concatenate((np.flatnonzero(step == 1), cut))), np.sort(np.concatenate((np.flatnonzero(step == -1), cut)))
+
+
+def ranking(errors: NDArray[np.float64], attack: NDArray[np.bool_], sample: Bootstrap) -> tuple[Values, Values]:
+    """Area under the ROC curve and average precision, (1 + R,) each: of the windows as they are, then of each resample.
+
+    Ties count half in the first, and share one threshold in the second, as in scikit-learn. NaN where a class is missing.
+    """
+    order = np.argsort(-errors, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(errors[order]) != 0, True))  # last window of each tie
+    of, hit = sample.blocks.of[order], attack[order]
+    area, precision = np.empty(len(sample.weights)), np.empty(len(sample.weights))
+    step = max(1, _CELLS // len(order))
+    for first in range(0, len(area), step):
+        weight = sample.weights[first : first + step, of]  # (r, N)
+        true = np.pad(np.cumsum(weight * hit, axis=1)[:, last], ((0, 0), (1, 0)))  # (r, K + 1) attack windows above each threshold
+        both = np.pad(np.cumsum(weight, axis=1)[:, last], ((0, 0), (1, 0)))
+        false = both - true
+        with np.errstate(invalid="ignore", divide="ignore"):
+            area[first : first + step] = np.trapezoid(true, false, axis=1) / (true[:, -1] * false[:, -1])
+            gained = np.diff(true, axis=1) * np.nan_to_num(true[:, 1:] / both[:, 1:])
+            precision[first : first + step] = gained.sum(axis=1) / true[:, -1]
+    return area, precision
+
+
+def judge(marks: Marks, errors: NDArray[np.float64], threshold: float, resamples: int, seed: int) -> dict[str, Any]:
+    """All measures of a split.
+
+    Args:
+        marks: of N windows.
+        errors: (N,), the higher, the more abnormal.
+        threshold: an error above it is an alarm.
+        resamples: draws of sessions behind each interval.
+        seed: of the draws.
+    """
+    order = np.argsort(marks.session, kind="stable")  # windows of a session together, in the order they had
+    marks, errors = marks.take(order), errors[order]
+    known = marks.attack >= 0
+    return {
+        "windows": {name: int((marks.attack == value).sum()) for name, value in (("benign", 0), ("attack", 1), ("unknown", -1))},
+        "sessions": len(np.unique(marks.session)),
+        "alarms": int((errors > threshold).sum()),
+        **_measures(marks.take(known), errors[known], threshold, resamples, seed),
+        "time": _over_time(marks, errors > threshold),
+        "by_group": _parts(marks.take(known), errors[known], threshold),
+        "by_label": _labels(marks, errors, threshold),
+    }
+
+
+def _measures(marks: Marks, errors: NDArray[np.float64], threshold: float, resamples: int, seed: int) -> dict[str, Any]:
+    """Measures of windows that are known to be of an attack or not, sorted by session, with intervals."""
+    attack, alarm = marks.attack == 1, errors > threshold
+    first, end = runs(attack, marks.session)
+    seen = np.logical_or.reduceat(np.append(alarm, False), np.column_stack((first, end)).ravel())[::2] if len(first) else np.zeros(0, np.bool_)
+    found = {
+        "prevalence": _value(float(attack.mean())) if len(marks) else _null("no window is known to be benign or of an attack"),
+        "confusion": {
+            "true_positives": int((attack & alarm).sum()),
+            "false_positives": int((~attack & alarm).sum()),
+            "false_negatives": int((attack & ~alarm).sum()),
+            "true_negatives": int((~attack & ~alarm).sum()),
+        },
+        "events": {"happened": len(first), "detected": int(seen.sum())},
+    }
+    if not len(marks):
+        return {**found, **dict.fromkeys(_NEEDS, found["prevalence"]), "sessions_with": {"attack": 0, "benign": 0}}
+    _, of = np.unique(marks.session, return_inverse=True)
+    sessions = {kind: np.bincount(of, weights=mine) > 0 for kind, mine in (("attack", attack), ("benign", ~attack))}
+    sample = Bootstrap(Blocks(of, sessions["attack"].astype(np.int64)), resamples, seed)
+    events = np.zeros((len(marks), 2))
+    events[first] = np.column_stack((seen, np.ones(len(first))))  # each event stands at its first window
+    counted = sample.sums(np.column_stack((attack & alarm, ~attack & alarm, attack, ~attack, events)))  # (1 + R, 6)
+    true, false, attacks, benign, caught, happened = counted.T
+    area, average = ranking(errors, attack, sample)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = {
+            "roc_auc": area,
+            "pr_auc": average,
+            "precision": true / (true + false),
+            "recall": true / attacks,
+            "f1": 2 * true / (true + false + attacks),
+            "fpr": false / benign,
+            "event_recall": caught / happened,
+        }
+    measured = {name: _measure(drawn, {kind: int(sessions[kind].sum()) for kind in _NEEDS[name]}, sample.confidence) for name, drawn in values.items()}
+    return {**found, **measured, "sessions_with": {kind: int(mine.sum()) for kind, mine in sessions.items()}}
+
+
+_NEEDS = {
+    "roc_auc": ("attack", "benign"),
+    "pr_auc": ("attack", "benign"),
+    "precision": ("attack", "benign"),
+    "recall": ("attack",),
+    "f1": ("attack", "benign"),
+    "fpr": ("benign",),
+    "event_recall": ("attack",),
+}
+"""Measures, and the kinds of windows without which each says nothing."""
+
+
+def _null(reason: str) -> Measure:
+    return {"value": None, "low": None, "high": None, "reason": reason}
+
+
+def _value(value: float) -> Measure:
+    return {"value": value, "low": None, "high": None}
+
+
+def _measure(values: Values, sessions: Mapping[str, int], confidence: float) -> Measure:
+    """A measure (1 + R,) that needs windows of each of these kinds, by the number of sessions that hold some."""
+    for kind, count in sessions.items():
+        if count == 0:
+            return _null(f"no window is {'of an attack' if kind == 'attack' else kind}")
+    if np.isnan(values[0]):
+        return _null("no window raises an alarm")
+    for kind, count in sessions.items():
+        if count < 2:
+            return {**_value(float(values[0])), "reason": f"one session holds all {kind} windows, and an interval needs two"}
+    low, high = interval(values[~np.isnan(values)], confidence)
+    return {"value": float(values[0]), "low": low, "high": high}
+
+
+def _over_time(marks: Marks, alarm: NDArray[np.bool_]) -> dict[str, Any]:
+    """Alerts an hour and detection delay of windows sorted by session, where times are known.
+
+    An alert is a run of alarms in one session; the hours are those that any session spans, counted once where sessions overlap. The delay of
+    a detected event runs from the end of its first window to the end of its first window that raises an alarm.
+    """
+    timed = marks.time >= 0
+    if not timed.any():
+        reason = "times of events are not known"
+        return {name: _null(reason) for name in ("hours", "alerts_per_hour", "false_alerts_per_hour", "delay_seconds")}
+    marks, alarm = marks.take(timed), alarm[timed]
+    _, start = np.unique(marks.session, return_index=True)
+    spans = np.column_stack((np.minimum.reduceat(marks.time, start), np.maximum.reduceat(marks.time, start)))
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    covered = np.maximum.accumulate(np.concatenate(([spans[0, 0]], spans[:-1, 1])))  # up to where earlier sessions reach
+    hours = float(np.maximum(spans[:, 1] - np.maximum(spans[:, 0], covered), 0).sum()) / 3.6e6
+    first, end = runs(alarm, marks.session)
+    attacks = np.concatenate(([0], np.cumsum(marks.attack != 0)))  # unknown windows make no alert a false one
+    false = int((attacks[end] == attacks[first]).sum())
+    delays = [
+        (marks.time[begin + hits[0]] - marks.time[begin]) / 1000
+        for begin, over in zip(*runs(marks.attack == 1, marks.session), strict=True)
+        if len(hits := np.flatnonzero(alarm[begin:over]))
+    ]
+    rates = (
+        {"alerts_per_hour": _value(len(first) / hours), "false_alerts_per_hour": _value(false / hours)}
+        if hours > 0
+        else {name: _null("the split spans no time") for name in ("alerts_per_hour", "false_alerts_per_hour")}
+    )
+    return {
+        "hours": _value(hours),
+        "windows_with_time": int(timed.sum()),
+        "alerts": len(first),
+        "false_alerts": false,
+        **rates,
+        "delay_seconds": {"value": float(np.median(delays)), "p90": float(np.quantile(delays, 0.9)), "worst": float(max(delays)), "events": len(delays)}
+        if delays
+        else _null("no event with known times was detected"),
+    }
+
+
+def _parts(marks: Marks, errors: NDArray[np.float64], threshold: float) -> list[dict[str, Any]]:
+    """A row a group: how it fares alone, at the common threshold. Null where it lacks a class."""
+    found = []
+    for group in np.unique(marks.group):
+        mine = marks.group == group
+        one = _measures(marks.take(mine), errors[mine], threshold, 1, 0)
+        points = {name: one[name]["value"] for name in ("prevalence", *_NEEDS)}
+        found.append(
+            {
+                "group": marks.group_names[group],
+                "windows": int(mine.sum()),
+                **points,
+                "events": one["events"]["happened"],
+                "detected": one["events"]["detected"],
+            }
+        )
+    return found
+
+
+def _labels(marks: Marks, errors: NDArray[np.float64], threshold: float) -> list[dict[str, Any]]:
+    """A row a label: the share that raises an alarm (recall, or for benign windows the false alarms), and how it ranks against benign windows."""
+    benign = np.sort(errors[marks.attack == 0])
+    found = []
+    for label in np.unique(marks.label):
+        mine = marks.label == label
+        values, state = errors[mine], int(marks.attack[mine].max())
+        below = (np.searchsorted(benign, values, "left") + np.searchsorted(benign, values, "right")) / 2
+        found.append(
+            {
+                "label": marks.label_names[label],
+                "attack": {1: True, 0: False, -1: None}[state],
+                "windows": int(mine.sum()),
+                "alarmed": float((values > threshold).mean()),
+                "median_error": float(np.median(values)),
+                "roc_auc": float(below.mean() / len(benign)) if state == 1 and len(benign) else None,
+            }
+        )
+    return found

@@ -1,0 +1,245 @@
+"""Which rows are divided how, and windows over them: what stage 2 decides before it makes any array.
+
+A window lies inside one session and one part; one of the training part holds no attack row. What is over the limit of memory is left out
+here, the same share of every part and class.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from src.data.splits import PARTS, capture_side, group_side, leave_group_out, segments, time_side
+from src.data.windows import window_starts
+from src.errors import UserError
+from src.sae.features import distinct
+
+FILES = ("train", "val", "test")
+"""How the files of each of `PARTS` are called."""
+
+RESERVED = ("label", "attack", "group", "session", "time_ms", "ordered")
+"""Columns of stage 1 that are never features."""
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """How events become windows."""
+
+    seq_len: int = 50
+    """Rows in a window."""
+    stride: int = 10
+    """Rows between the starts of two windows of a session."""
+    sample_size: int = 20_000
+    """Most windows, over all parts."""
+    max_features: int = 100
+    """Components of the truncated SVD, where text and categories make more columns."""
+    memory_limit: float = 2.0
+    """Most gigabytes (10^9 bytes) of all windows."""
+    leave_out: str | None = None
+    """Group to test on instead of the schema's split."""
+    seed: int = 0
+    """Of the SVD."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            UserError: when one is too small.
+        """
+        for name, least in (("seq_len", 2), ("stride", 1), ("sample_size", 3), ("max_features", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        if not self.memory_limit > 0:
+            raise UserError(f"--memory-limit is {self.memory_limit:g}; it must be more than 0 gigabytes")
+
+
+@dataclass(frozen=True)
+class Events:
+    """What is known of every row beside its features."""
+
+    attack: NDArray[np.int8]
+    """(N,) 0 benign, 1 attack, -1 unknown."""
+    time: NDArray[np.int64]
+    """(N,) milliseconds since 1970 UTC, -1 where unknown."""
+    ordered: NDArray[np.bool_]
+    """(N,) whether rows stand in the order in which they happened."""
+    label: NDArray[np.int32]
+    """(N,) index into `labels`."""
+    group: NDArray[np.int32]
+    """(N,) index into `groups`."""
+    session: NDArray[np.int32]
+    """(N,) index into `sessions`; rows of a session stand together."""
+    labels: list[str]
+    groups: list[str]
+    sessions: list[str]
+
+    @classmethod
+    def read(cls, path: Path) -> Events:
+        """Read the reserved columns, one at a time.
+
+        Raises:
+            UserError: when one is missing, there is no row, or a session's rows do not stand together.
+        """
+        scan = pl.scan_parquet(path)
+        found = scan.collect_schema().names()
+        for name in RESERVED:
+            if name not in found:
+                raise UserError(f"'{path}' lacks column '{name}'; found: {', '.join(found)}; run stage 1 again")
+
+        def column(name: str) -> pl.Series:
+            return scan.select(name).collect().to_series()
+
+        attack = column("attack").cast(pl.Int8).fill_null(-1).to_numpy()
+        if not len(attack):
+            raise UserError(f"'{path}' holds no row; run stage 1 again")
+        named: dict[str, tuple[list[str], NDArray[np.int32]]] = {}
+        for name in ("label", "group", "session"):
+            values, codes = distinct(column(name).fill_null("unknown"))
+            named[name] = ([str(value) for value in values], codes.astype(np.int32))
+        session = named["session"][1]
+        if 1 + np.count_nonzero(np.diff(session)) != len(named["session"][0]):
+            raise UserError(f"'{path}': the rows of a session do not stand together; run stage 1 again")
+        time = column("time_ms").fill_null(-1).to_numpy()
+        ordered = column("ordered").fill_null(False).to_numpy()
+        return cls(
+            attack, time, ordered, named["label"][1], named["group"][1], session, named["label"][0], named["group"][0], named["session"][0],
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        """Rows."""
+        return len(self.attack)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one part, not yet made: window i is `rows[starts[i] : starts[i] + length]`."""
+
+    rows: NDArray[np.int64]
+    """Rows of the events that the part keeps."""
+    starts: NDArray[np.int64]
+    """(W,) first place in `rows`."""
+    length: int
+    """Rows in a window."""
+    y: NDArray[np.int8]
+    """(W,) 1 where any row is an attack, else -1 where any is unknown, else 0."""
+    label: NDArray[np.int32]
+    """(W,) of the last attack row, or of the last row where there is none."""
+
+    @classmethod
+    def lay(cls, events: Events, segment: NDArray[np.int64], length: int, stride: int) -> Windows:
+        """Every window inside one segment; rows of segment -1 are out."""
+        rows = np.flatnonzero(segment >= 0)
+        starts = window_starts(segment[rows], length, stride)
+        ends = starts + length
+        attack = events.attack[rows]
+        count = np.concatenate(([0], np.cumsum(attack == 1)))
+        unknown = np.concatenate(([0], np.cumsum(attack < 0)))
+        hit = count[ends] > count[starts]
+        y = np.where(hit, 1, np.where(unknown[ends] > unknown[starts], -1, 0)).astype(np.int8)
+        last_attack = np.maximum.accumulate(np.where(attack == 1, np.arange(len(rows)), 0))
+        last = np.where(hit, last_attack[ends - 1], ends - 1)
+        return cls(rows, starts, length, y, events.label[rows[last]])
+
+    def take(self, kept: NDArray[np.integer]) -> Windows:
+        """Some of the windows."""
+        return Windows(self.rows, self.starts[kept], self.length, self.y[kept], self.label[kept])
+
+
+def divide(events: Events, schema: Mapping[str, Any], settings: EncodingSettings) -> tuple[NDArray[np.int8], dict[str, Any]]:
+    """(N,) index into `PARTS` of each row, -1 for rows left out between two, and how they were divided.
+
+    Raises:
+        UserError: when the schema's `split` is malformed, or its groups and the data's do not fit.
+    """
+    split: dict[str, Any] = dict(schema.get("split") or {})
+    by = split.get("by")
+    gap = settings.seq_len
+    if settings.leave_out is not None:
+        order = [name for part in PARTS for name in split.get(part, ()) if name in events.groups] or events.groups
+        split = {"by": "group", **leave_group_out(order, settings.leave_out)}
+    if split.get("by") == "group":
+        return group_side(events.group, events.groups, split), split
+    shares = split.get("shares")
+    if by not in ("time", "blocks") or not isinstance(shares, list) or len(shares) != len(PARTS) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise UserError(
+            f"schema's split is {json.dumps(schema.get('split'))}; allowed: by 'group' with {', '.join(PARTS)}, "
+            "or by 'time' (within 'group', if each is to be cut by itself) or 'blocks' with three shares that sum to 1"
+        )
+    if by == "time" and split.get("within") == "group":
+        side = np.full(len(events), -1, dtype=np.int8)
+        for group in np.unique(events.group):
+            mine = np.flatnonzero(events.group == group)
+            side[mine] = time_side(events.time[mine], events.session[mine], shares, gap)
+        return side, {**split, "gap": gap}
+    if by == "time":
+        return time_side(events.time, events.session, shares, gap), {**split, "gap": gap}
+    return capture_side(events.group, events.session, events.label, events.ordered, shares, gap, shortest=settings.seq_len), {**split, "gap": gap}
+
+
+def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool_], settings: EncodingSettings) -> list[Windows]:
+    """Windows of each of `PARTS`, each inside one session; those of the first hold no attack row.
+
+    Args:
+        events: all rows.
+        side: (N,) index into `PARTS`, -1 for rows left out.
+        removed: (N,) rows that leave as copies.
+        settings: length and stride.
+
+    Raises:
+        UserError: when a part has no window.
+    """
+    result = []
+    for index, part in enumerate(PARTS):
+        out = removed | (side != index)
+        if index == 0:
+            out = out | (events.attack == 1)
+        segment = segments(events.session, side, out, events.ordered)
+        windows = Windows.lay(events, segment, settings.seq_len, settings.stride)
+        if not len(windows.starts):
+            if index == 0 and not (events.attack != 1).any():
+                raise UserError(
+                    f"none of the {len(events):,} rows is benign, and benign rows are what the autoencoder learns; add benign captures to stage 1's folder"
+                )
+            longest = int(np.bincount(segment[segment >= 0]).max(initial=0))
+            what = "benign rows" if index == 0 else "rows"
+            raise UserError(f"{part} has no window of {settings.seq_len} {what}: its longest run has {longest}; choose a smaller --seq-len or another split")
+        result.append(windows)
+    return result
+
+
+def evenly(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of `count` places, evenly spaced and ascending."""
+    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(np.int64)
+
+
+def reduce(parts: list[Windows], events: Events, per_window: int, settings: EncodingSettings) -> tuple[list[Windows], list[str]]:
+    """The windows that are within the limits, the same share of every part and class, and one line for each that lost some."""
+    total = sum(len(part.starts) for part in parts)
+    by_memory = int(settings.memory_limit * 1e9 // per_window)
+    limit = min(settings.sample_size, by_memory)
+    if total <= limit:
+        return parts, []
+    cells = [(index, int(label), np.flatnonzero(part.label == label)) for index, part in enumerate(parts) for label in np.unique(part.label)]
+    sizes = np.array([len(places) for _, _, places in cells])
+    if limit < len(cells):
+        raise UserError(
+            f"{limit} windows fit the limits (--sample-size {settings.sample_size}, --memory-limit {settings.memory_limit:g} GB = {by_memory} windows of "
+            f"{per_window:,} bytes), but parts and classes are {len(cells)}; raise the limit or choose a smaller --seq-len or --max-features"
+        )
+    keep = np.maximum(1, sizes * limit // total)
+    while keep.sum() > limit:  # classes that were lifted to one window take it from the largest
+        keep[keep.argmax()] -= 1
+    why = f"--memory-limit {settings.memory_limit:g} GB" if by_memory < settings.sample_size else f"--sample-size {settings.sample_size:,}"
+    lines = []
+    chosen: list[list[NDArray[np.int64]]] = [[] for _ in parts]
+    for (index, label, places), most in zip(cells, keep, strict=True):
+        chosen[index].append(places[evenly(len(places), int(most))])
+        lines.append(f"{FILES[index]} {events.labels[label]}: {int(most):,} of {len(places):,} windows kept, evenly spaced ({why})")
+    return [part.take(np.sort(np.concatenate(places))) for part, places in zip(parts, chosen, strict=True)], lines

@@ -1,0 +1,119 @@
+"""From trained networks and a trained anomaly detector to one sensor: joined on `calibrate`, evaluated on `test`, saved whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from src.config import Config
+from src.data.dataset import Dataset
+from src.data.taxonomy import family_index
+from src.models.fusion import Fusion, disagreement
+from src.models.lstm_attack_predictor import RealDataLSTMPredictor
+from src.models.lstm_sae import AnomalyDetector
+from src.models.predictor_interface import Detector, EnhancedAttackPredictor, Second, load_networks, temporal_draws
+from src.models.scores import Evaluation
+from src.models.temporal_lstm import AdvancedLSTMTemporal
+from src.training.autoencoder import AutoencoderTrainer
+from src.training.explanation_figures import canvas
+from src.training.log import TrainingLog
+from src.training.lstm_trainer import LSTMTrainer, provenance, torch_threads
+
+LEAST_DISAGREEMENT = 0.01
+"""Nats: networks that agree on all calibration windows are not told apart more finely than this."""
+
+
+@dataclass(frozen=True)
+class TrainedSensor:
+    """What a training leaves."""
+
+    sensor: EnhancedAttackPredictor
+    """Ready to read."""
+    evaluation: Evaluation
+    """Of the whole sensor on `test` windows."""
+    metrics: dict[str, float]
+    """Figures on `test`, of the whole and of its parts."""
+    folder: Path
+    """The artifact."""
+
+
+def join(config: Config, dataset: Dataset, base: RealDataLSTMPredictor, temporal: AdvancedLSTMTemporal, detector: Detector) -> EnhancedAttackPredictor:
+    """One sensor of both networks and the anomaly, its weights and reference values fitted on `calibrate`."""
+    batches, benign = LSTMTrainer(config, dataset).batches("calibrate"), np.flatnonzero(family_index(dataset.class_names) == 0)
+    members, anomaly, apart = [], [], []
+    with torch.inference_mode():
+        for batch in batches:
+            windows = batch[0]
+            alone, draws = base.predict_attack_probability(windows), temporal_draws(temporal, windows)
+            members.append(np.stack([alone.numpy(), draws.mean(dim=0).numpy()]))
+            anomaly.append(detector.anomaly(windows.numpy()))
+            apart.append(disagreement([alone[None], draws]))
+    attack = ~np.isin(np.arange(len(dataset.class_names)), benign)
+    fusion = Fusion.fit(np.concatenate(members, axis=1).astype(np.float64), np.concatenate(anomaly), batches.labels.numpy(), attack)
+    second = Second(temporal, fusion, max(float(torch.cat(apart).mean()), LEAST_DISAGREEMENT))
+    return EnhancedAttackPredictor(base, detector, dataset.feature_names, dataset.class_names, second)
+
+
+def assemble(config: Config, dataset: Dataset, networks: Path, autoencoder: Path, folder: Path, log: TrainingLog | None = None) -> TrainedSensor:
+    """Join what two artifacts hold, evaluate the sensor on `test`, and save it.
+
+    Args:
+        config: sections `data.window` and `compute` are read; all goes into the artifact.
+        dataset: splits `calibrate` and `test` are read.
+        networks: artifact of `LSTMTrainer`.
+        autoencoder: artifact of `AutoencoderTrainer`.
+        folder: of the sensor's artifact; replaced if it exists.
+        log: receives the figures.
+
+    Raises:
+        UserError: when an artifact is missing or altered, or a split is empty.
+    """
+    base, temporal, trained = load_networks(networks)
+    detector, apart = AnomalyDetector.load(autoencoder)
+    with torch_threads(config.compute.threads):
+        sensor = join(config, dataset, base, temporal, detector)
+        evaluation = LSTMTrainer(config, dataset).evaluate(lambda windows: sensor.read(windows).probabilities)
+    parts = {**trained["metrics"], **{f"autoencoder/{key}": value for key, value in apart["metrics"].items()}}
+    metrics = {**parts, **evaluation.metrics(), "seconds": parts["seconds"] + parts["autoencoder/seconds"]}
+    sensor.save(folder, {**provenance(config, dataset), "metrics": metrics})
+    if log is not None:
+        log.log_metrics({f"test/{key}": value for key, value in metrics.items()})
+        log.log_table(evaluation.rows(), "sensor_classes.json")
+        log.log_figure(confusion_figure(evaluation, dataset.source), "sensor_confusion.png")
+    return TrainedSensor(sensor, evaluation, metrics, folder)
+
+
+def train_sensor(config: Config, dataset: Dataset, folder: Path, log: TrainingLog | None = None, resume: bool = False) -> TrainedSensor:
+    """Train networks and autoencoder and join them, into `folder`/networks, /autoencoder and /predictor.
+
+    Raises:
+        UserError: as the trainers.
+    """
+    LSTMTrainer(config, dataset, log).train(folder / "networks", resume)
+    AutoencoderTrainer(config, dataset, log).train(folder / "autoencoder", resume)
+    return assemble(config, dataset, folder / "networks", folder / "autoencoder", folder / "predictor", log)
+
+
+def confusion_figure(evaluation: Evaluation, source: str) -> Figure:
+    """Confusion matrix in per cent of each true class; cells below half a per cent stay empty."""
+    names, counts = evaluation.class_names, evaluation.confusion
+    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
+    side = 4.0 + 0.36 * len(names)
+    figure = canvas(side + 1, side)
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.argwhere(share >= 0.5):
+        value = share[row, column]
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 55 else "black")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figures = evaluation.metrics()
+    axes.set_title(f"Test windows ({source}): accuracy {figures['accuracy']:.3f}, macro-F1 {figures['macro_f1']:.3f}")
+    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+    return figure

@@ -1,0 +1,239 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
+
+from src.artifacts import open_artifact
+from src.errors import UserError
+from src.evaluation.detection import Blocks, Bootstrap
+from src.models.lstm_sae import AnomalyDetector
+from src.sae import evaluation
+from src.sae.evaluation import KIND, EvaluationSettings, alarm_threshold, evaluate
+from src.sae.layout import Layout, finish
+from src.sae.measures import Marks, judge, ranking, runs
+from tests.encoded import make_run
+
+FILES = {
+    "evaluation_results.json",
+    "reconstruction_errors.npy",
+    "anomaly_scores.npy",
+    "predictions.npy",
+    "threshold.json",
+    "meta.json",
+    "checksums.json",
+}
+
+
+def marks_of(attack: list[int], session: list[int], time: list[int] | None = None) -> Marks:
+    y, where = np.array(attack, np.int8), np.array(session)
+    when = np.full(len(y), -1) if time is None else np.array(time)
+    return Marks(y, np.maximum(y, 0).astype(np.int64), where, where % 2, when, ("Benign", "DDoS"), ("a", "b"))
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return make_run(tmp_path_factory.mktemp("sae"))
+
+
+@pytest.fixture(scope="module")
+def results(layout: Layout) -> dict:
+    return evaluate(layout, EvaluationSettings(target_fpr=0.05, resamples=200), lambda _: None)
+
+
+def test_files_are_those_of_the_pipeline(layout: Layout, results: dict) -> None:
+    open_artifact(layout.eval, KIND)
+    assert {path.name for path in layout.eval.iterdir()} == FILES
+    assert json.loads((layout.eval / "evaluation_results.json").read_text()) == results
+    assert json.loads((layout.eval / "threshold.json").read_text()) == results["threshold"]
+
+
+def test_measures_are_those_of_scikit_learn(layout: Layout, results: dict) -> None:
+    y = np.load(layout.encoded / "y_test.npy")
+    errors, said = (np.load(layout.eval / f"{name}.npy") for name in ("reconstruction_errors", "predictions"))
+    test = results["test"]
+    for name, value in {
+        "roc_auc": roc_auc_score(y, errors),
+        "pr_auc": average_precision_score(y, errors),
+        "precision": precision_score(y, said),
+        "recall": recall_score(y, said),
+        "f1": f1_score(y, said),
+        "fpr": said[y == 0].mean(),
+        "prevalence": y.mean(),
+    }.items():
+        assert test[name]["value"] == pytest.approx(value), name
+    assert 0.9 < test["roc_auc"]["value"] <= 1, "noise is not rebuilt like waves"
+    for name in ("roc_auc", "pr_auc", "recall", "fpr", "event_recall"):
+        assert test[name]["low"] <= test[name]["value"] <= test[name]["high"]
+    assert sum(test["confusion"].values()) == len(y)
+
+
+def test_an_alarm_is_an_anomaly_above_one_minus_the_rate(layout: Layout, results: dict) -> None:
+    scores, said, errors = (np.load(layout.eval / f"{name}.npy") for name in ("anomaly_scores", "predictions", "reconstruction_errors"))
+    np.testing.assert_array_equal(said == 1, scores > 1 - 0.05)
+    np.testing.assert_array_equal(said == 1, errors > results["threshold"]["threshold"])
+    assert results["threshold"]["share_of_reference_above"] < 0.05
+
+
+def test_the_test_split_never_moves_the_threshold(tmp_path: Path, layout: Layout, results: dict) -> None:
+    other = make_run(tmp_path)
+    path = other.encoded / "X_test_sequences.npy"
+    np.save(path, 5 * np.load(path))
+    assert evaluate(other, EvaluationSettings(target_fpr=0.05, resamples=20), lambda _: None)["threshold"] == results["threshold"]
+
+
+@pytest.mark.parametrize(("count", "rate"), [(99, 0.05), (100, 0.05), (1000, 0.01), (250, 0.013), (30, 0.5)])
+def test_the_threshold_is_conformal(count: int, rate: float) -> None:
+    benign = np.random.default_rng(0).random(count)
+    limit = alarm_threshold(benign, rate)
+    grid = np.linspace(0, 1, 5000)
+    p = (1 + (benign[None, :] >= grid[:, None]).sum(axis=1)) / (count + 1)
+    near = np.abs(grid - limit) < 1e-3
+    np.testing.assert_array_equal((grid > limit)[~near], (p < rate)[~near])
+
+
+def test_too_few_windows_raise_no_alarm() -> None:
+    assert alarm_threshold(np.arange(50.0), 0.01) == math.inf
+    assert math.isfinite(alarm_threshold(np.arange(200.0), 0.01))
+
+
+def test_runs_end_where_a_session_ends() -> None:
+    first, end = runs(np.array([1, 1, 0, 1, 1, 1, 0, 1], bool), np.array([0, 0, 0, 0, 1, 1, 2, 2]))
+    assert list(zip(first, end, strict=True)) == [(0, 2), (3, 4), (4, 6), (7, 8)]
+    assert [len(part) for part in runs(np.zeros(3, bool), np.zeros(3, int))] == [0, 0]
+
+
+def test_events_are_detected_by_any_alarm_and_windows_are_not_credited() -> None:
+    marks = marks_of([0, 1, 1, 1, 0, 1, 1, 0, 0, 0], [0] * 5 + [1] * 5)
+    errors = np.array([0, 0, 0, 9, 0, 0, 0, 9, 0, 0], float)
+    found = judge(marks, errors, 5.0, 50, 0)
+    assert found["events"] == {"happened": 2, "detected": 1}
+    assert found["event_recall"]["value"] == 0.5
+    assert found["recall"]["value"] == pytest.approx(1 / 5)
+    assert found["confusion"] == {"true_positives": 1, "false_positives": 1, "false_negatives": 4, "true_negatives": 4}
+
+
+def test_alerts_an_hour_and_delay() -> None:
+    minute = 60_000
+    time = [10 * minute * i for i in range(6)] + [10 * minute * i + 20 * minute for i in range(6)]  # the sessions overlap: 0 to 50 and 20 to 70
+    marks = marks_of([0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], [0] * 6 + [1] * 6, time)
+    alarm = np.array([0, 0, 0, 1, 1, 0, 1, 1, 0, 1, 0, 0], float)
+    found = judge(marks, alarm, 0.5, 50, 0)["time"]
+    assert found["hours"]["value"] == pytest.approx(70 / 60)
+    assert (found["alerts"], found["false_alerts"]) == (3, 2)
+    assert found["alerts_per_hour"]["value"] == pytest.approx(3 / (70 / 60))
+    assert found["delay_seconds"]["value"] == pytest.approx(600)
+    assert judge(marks_of([0, 1], [0, 1]), np.ones(2), 0.5, 5, 0)["time"]["hours"] == {
+        "value": None, "low": None, "high": None, "reason": "times of events are not known",
+    }  # fmt: skip
+
+
+def test_sessions_out_of_order_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    session, attack = np.repeat(np.arange(6), 20), (rng.random(120) < 0.3).astype(int)
+    errors = rng.random(120) + attack
+    mixed = np.concatenate([np.flatnonzero(session == one) for one in (3, 1, 5, 0, 2, 4)])
+    plain = judge(marks_of(attack.tolist(), session.tolist()), errors, 0.9, 30, 0)
+    assert judge(marks_of(attack[mixed].tolist(), session[mixed].tolist()), errors[mixed], 0.9, 30, 0) == plain
+
+
+def test_a_resample_of_the_ranking_is_scikit_learns_with_weights() -> None:
+    rng = np.random.default_rng(1)
+    attack, of = rng.random(300) < 0.3, np.repeat(np.arange(30), 10)
+    errors = np.round(rng.random(300) + 0.5 * attack, 1)  # ties
+    sample = Bootstrap(Blocks(of, np.zeros(30, np.int64)), 5, 0)
+    area, precision = ranking(errors, attack, sample)
+    for i, weight in enumerate(sample.weights[:, of]):
+        assert area[i] == pytest.approx(roc_auc_score(attack, errors, sample_weight=weight))
+        assert precision[i] == pytest.approx(average_precision_score(attack, errors, sample_weight=weight))
+
+
+@pytest.mark.parametrize(("value", "missing"), [(0, "of an attack"), (1, "benign")])
+def test_a_single_class_gives_null_with_a_reason(value: int, missing: str) -> None:
+    found = judge(marks_of([value] * 20, [0] * 10 + [1] * 10), np.arange(20.0), 17.0, 20, 0)
+    assert found["roc_auc"]["value"] is None
+    assert found["roc_auc"]["reason"] == f"no window is {missing}"
+    defined = found["recall"] if value else found["fpr"]
+    assert defined["value"] == pytest.approx(0.1)
+    json.dumps(found, allow_nan=False)
+
+
+def test_one_session_gives_no_interval() -> None:
+    found = judge(marks_of([0, 1, 0, 1], [0] * 4), np.array([0.0, 2, 1, 3]), 1.5, 20, 0)
+    assert found["roc_auc"]["value"] == 1
+    assert found["roc_auc"]["low"] is None
+    assert "one session" in found["roc_auc"]["reason"]
+
+
+def test_unlabelled_data_are_scored_and_not_judged(tmp_path: Path) -> None:
+    said: list[str] = []
+    found = evaluate(make_run(tmp_path, unknown=True, timed=False), EvaluationSettings(target_fpr=0.05, resamples=20), said.append)
+    assert found["test"]["windows"] == {"benign": 0, "attack": 0, "unknown": 240}
+    assert found["test"]["roc_auc"]["value"] is None
+    assert "without a label" in found["threshold"]["reference"]
+    assert found["test"]["alarms"] > 0
+    assert any("roc auc is not known" in line for line in said)
+
+
+def test_groups_and_labels(results: dict) -> None:
+    groups, labels = results["test"]["by_group"], results["test"]["by_label"]
+    assert [row["group"] for row in groups] == ["camp", "farm"]
+    assert [row["events"] for row in groups] == [4, 2]
+    assert sum(row["windows"] for row in labels) == 240
+    assert [row["attack"] for row in labels] == [False, True, True]
+    assert labels[1]["roc_auc"] > 0.9
+
+
+def damage_shape(layout: Layout) -> None:
+    np.save(layout.encoded / "time_test.npy", np.zeros(3, np.int64))
+
+
+def damage_name(layout: Layout) -> None:
+    (layout.encoded / "label_test.npy").unlink()
+
+
+def damage_index(layout: Layout) -> None:
+    np.save(layout.encoded / "label_test.npy", np.full(240, 7, np.int32))
+
+
+def damage_windows(layout: Layout) -> None:
+    np.save(layout.encoded / "X_test_sequences.npy", np.zeros((240, 9, 5), np.float32))
+
+
+def damage_attack(layout: Layout) -> None:
+    np.save(layout.encoded / "y_val.npy", np.ones(240, np.int8))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_shape, "time_test.npy has shape"),
+        (damage_name, "label_test.npy' is missing"),
+        (damage_index, "beyond the 3 names"),
+        (damage_windows, "reads windows of 6 x 5"),
+        (damage_attack, "no benign validation window"),
+    ],
+)
+def test_wrong_input_is_named_and_nothing_is_written(tmp_path: Path, damage: object, message: str) -> None:
+    layout = make_run(tmp_path)
+    damage(layout)  # type: ignore[operator]
+    with pytest.raises(UserError, match=message):
+        evaluate(layout, EvaluationSettings(), lambda _: None)
+    assert not layout.eval.exists()
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout = make_run(tmp_path)
+    words = ["--dataset", "iot23", "--version", "v1", "--out", str(tmp_path), "--target-fpr", "0.05"]
+    assert finish(evaluation.run, words) == 0
+    assert "roc auc" in capsys.readouterr().out
+    open_artifact(layout.eval, KIND)
+    assert finish(evaluation.run, [*words[:-1], "1.5"]) == 2
+    assert "--target-fpr is 1.5" in capsys.readouterr().err
+
+
+def test_nothing_is_fitted(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AnomalyDetector, "fit", lambda *_: pytest.fail("fitted"))
+    evaluate(layout, EvaluationSettings(target_fpr=0.05, resamples=5), lambda _: None)
