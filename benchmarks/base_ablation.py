@@ -21,7 +21,7 @@ from src.evaluation import detection
 from src.evaluation.detection import Values
 
 SEEDS = 3
-RECIPE, ALONE = "the recipe: three teachers", "labels alone"
+RECIPE, ALONE = "the recipe, with its teachers", "labels alone"
 VARIANTS: dict[str, dict[str, Any]] = {
     RECIPE: {},
     ALONE: {},
