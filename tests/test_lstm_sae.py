@@ -107,7 +107,7 @@ def test_lasting_shift_beats_scatter(detector: AnomalyDetector) -> None:
     """A small shift that lasts over the window is told where the same one of changing sign is not: means over time count."""
     scale, rng = np.float32(0.4), np.random.default_rng(0)
     windows = benign(400, 2)
-    sign = rng.choice(np.float32([-1, 1]), (400, 6, 1))
+    sign = rng.choice(np.array([-1, 1], dtype=np.float32), (400, 6, 1))
     squash = np.sign(windows) * np.log1p(np.abs(windows))
     lasting, changing = (np.sign(moved) * np.expm1(np.abs(moved)) for moved in (squash + scale, squash + scale * sign))
     assert np.median(detector.score(lasting)) > np.median(detector.score(changing))
