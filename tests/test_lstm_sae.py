@@ -83,9 +83,34 @@ def test_identity_scaling_without_rows() -> None:
 
 
 def test_tells_what_is_out_of_order(detector: AnomalyDetector) -> None:
-    """Trained on waves, it scores the same rows in another order higher."""
-    ordinary, wrong = detector.score(benign(400, 2)), detector.score(shuffled(benign(400, 2), 3))
-    assert (ordinary[:, None] < wrong).mean() > 0.95
+    """Trained on waves, it scores the same rows in another order higher; an untrained one cannot."""
+    ordinary, wrong = benign(400, 2), shuffled(benign(400, 2), 3)
+    blank = AnomalyDetector.fit(build_autoencoder(SHAPE, 0, benign(1000, 0).reshape(-1, 4)), benign(1000, 0), benign(400, 1))
+    told, told_blank = ((one.score(ordinary)[:, None] < one.score(wrong)).mean() for one in (detector, blank))
+    assert told > 0.99
+    assert told_blank < 0.8
+
+
+def test_tells_what_is_too_regular(detector: AnomalyDetector) -> None:
+    """A window that the network rebuilds better than any benign one is abnormal: the error counts either way."""
+    smooth = detector.model(torch.from_numpy(benign(200, 2))).detach()  # in scaled units
+    model = LSTMAutoencoder(SHAPE)
+    model.load_state_dict({name: value for name, value in detector.model.state_dict().items() if not name.startswith("scaler")})
+    fit, calibrate = (detector.model.scaler(torch.from_numpy(benign(count, seed))).numpy() for count, seed in ((1000, 0), (400, 1)))
+    twice = AnomalyDetector.fit(model.eval(), fit, calibrate)
+    error = [np.median(np.square((model(windows) - windows).detach().numpy()).mean(axis=(1, 2))) for windows in (smooth, torch.from_numpy(calibrate))]
+    assert error[0] < error[1]
+    assert np.median(twice.anomaly(smooth.numpy())) > 0.9
+
+
+def test_lasting_shift_beats_scatter(detector: AnomalyDetector) -> None:
+    """A small shift that lasts over the window is told where the same one of changing sign is not: means over time count."""
+    scale, rng = np.float32(0.4), np.random.default_rng(0)
+    windows = benign(400, 2)
+    sign = rng.choice(np.float32([-1, 1]), (400, 6, 1))
+    squash = np.sign(windows) * np.log1p(np.abs(windows))
+    lasting, changing = (np.sign(moved) * np.expm1(np.abs(moved)) for moved in (squash + scale, squash + scale * sign))
+    assert np.median(detector.score(lasting)) > np.median(detector.score(changing))
 
 
 def test_anomaly_is_uniform_on_benign_windows(detector: AnomalyDetector) -> None:

@@ -7,8 +7,9 @@ and a linear layer turn it into the window again. What a network that knows beni
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ KIND = "lstm-sae"
 SOURCE = "LSTM autoencoder reconstruction p-value"
 AT_ONCE = 2048
 """Windows that go through the network at once."""
-ROUNDING = 1e-4
+ROUNDING = 1e-9
 """Share of a score by which batching may move it; it may not move it past a calibration score that equals its own."""
 FLOOR = 1e-4
-"""Smallest mean squared error, in scaled units, that an error of a feature is measured by."""
+"""Mean squared error, in scaled units, that is added before the logarithm: a window that is rebuilt exactly has one."""
 
 
 @dataclass(frozen=True)
@@ -147,20 +148,32 @@ def build_autoencoder(config: SAEConfig, seed: int, rows: NDArray[np.float32] | 
 class AnomalyDetector:
     """A trained autoencoder as a calibrated anomaly score: the higher, the more abnormal. Runs on the CPU.
 
-    An error counts by how large errors of its feature are on benign windows. The p-value is the conformal one of Vovk et al. 2005:
-    (1 + number of calibration scores at least as large) / (1 + their number). On benign windows like the calibration ones, 1 - p is
-    uniform on [0, 1]; calibration windows overlap, so it holds up to that.
+    The score is the squared Mahalanobis distance of a window's marks from those of benign windows. Marks are, of each scaled feature, its
+    mean over the window and the mean of what the reconstruction leaves of it, and the logarithm of the window's mean squared error. Means over
+    time tell a lasting change from rows that are merely unlike each other; the error tells rows in an order that benign traffic does not have.
+    Either way counts: a window that is rebuilt better than benign ones are is abnormal, too. 1 / T, the variance of the mean of T independent
+    rows of a scaled feature, is added to each variance (Hoerl and Kennard 1970), lest a mark that hardly varies decides alone.
+
+    The p-value is the conformal one of Vovk et al. 2005: (1 + number of calibration scores at least as large) / (1 + their number). On
+    benign windows like the calibration ones, 1 - p is uniform on [0, 1]; calibration windows overlap, so it holds up to that.
     """
 
     model: LSTMAutoencoder
-    usual: Tensor
-    """(F,) float64 mean squared error of each feature on benign windows."""
+    centre: Tensor
+    """(K,) float64 mean marks of benign windows."""
+    whitening: Tensor
+    """(K, K) float64; the squared length of a whitened difference from `centre` is the score."""
     reference: Tensor
     """(M,) float64 scores of benign calibration windows, ascending."""
+    _precise: LSTMAutoencoder = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Take a copy of the model in double precision: single precision would let the batch that a window is read in decide its rank."""
+        object.__setattr__(self, "_precise", copy.deepcopy(self.model).cpu().double().eval())
 
     @classmethod
     def fit(cls, model: LSTMAutoencoder, fit_windows: NDArray[np.float32], calibrate_windows: NDArray[np.float32]) -> AnomalyDetector:
-        """Take what errors are usual from benign windows (N, T, F), and what scores are from others (M, T, F).
+        """Take what marks are usual from benign windows (N, T, F), and what scores are from others (M, T, F).
 
         Raises:
             UserError: when there are fewer than two windows to fit or none to calibrate.
@@ -170,19 +183,29 @@ class AnomalyDetector:
                 f"{len(fit_windows)} benign windows to fit and {len(calibrate_windows)} to calibrate the anomaly score: too few; read more benign rows"
             )
         model = model.cpu().eval()
-        total = torch.zeros(model.config.input_size, dtype=torch.float64)
-        for first in range(0, len(fit_windows), AT_ONCE):
-            total += _residual(model, fit_windows[first : first + AT_ONCE]).square().mean(dim=1).sum(dim=0)
-        usual = (total / len(fit_windows)).clamp(min=FLOOR)
-        part = cls(model, usual, torch.empty(0, dtype=torch.float64))
-        return cls(model, usual, torch.from_numpy(np.sort(part.score(calibrate_windows))))
+        none, size = torch.empty(0, dtype=torch.float64), 2 * model.config.input_size + 1
+        blank = cls(model, torch.zeros(size, dtype=torch.float64), torch.eye(size, dtype=torch.float64), none)
+        marks = torch.cat([blank.marks(fit_windows[first : first + AT_ONCE]) for first in range(0, len(fit_windows), AT_ONCE)])  # (N, K)
+        centre = marks.mean(dim=0)
+        covariance = (marks - centre).T @ (marks - centre) / len(marks)
+        covariance.diagonal().add_(1 / model.config.sequence_length)
+        part = cls(model, centre, torch.linalg.cholesky(torch.linalg.inv(covariance)), none)
+        return replace(part, reference=torch.from_numpy(np.sort(part.score(calibrate_windows))))
+
+    def marks(self, windows: NDArray[np.float32]) -> Tensor:
+        """(N, K) float64 of windows (N, T, F), K = 2F + 1: means of scaled features, of their residuals, and the size of the error."""
+        with torch.inference_mode():
+            scaled = self._precise.scaler(torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float64)))  # (N, T, F)
+            residual = scaled - self._precise.rebuild(scaled)
+            size = (residual.square().mean(dim=(1, 2)) + FLOOR).log()  # (N,)
+            return torch.cat([scaled.mean(dim=1), residual.mean(dim=1), size[:, None]], dim=1)
 
     def score(self, windows: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(N,) how badly windows (N, T, F) are rebuilt, for what is usual: about 1 on benign windows."""
+        """(N,) squared distance of windows (N, T, F) from benign ones."""
         found = np.empty(len(windows))
         for first in range(0, len(windows), AT_ONCE):
             here = slice(first, first + AT_ONCE)
-            found[here] = (_residual(self.model, windows[here]).square() / self.usual).mean(dim=(1, 2)).numpy()
+            found[here] = ((self.marks(windows[here]) - self.centre) @ self.whitening).square().sum(dim=1).numpy()
         return found
 
     def anomaly(self, windows: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -202,7 +225,7 @@ class AnomalyDetector:
     def tensors(self) -> dict[str, Tensor]:
         """The arrays, to be saved; `from_tensors` needs them and the model's `config`."""
         weights = {f"sae.model.{name}": value for name, value in self.model.state_dict().items()}
-        return {**weights, "sae.usual": self.usual, "sae.reference": self.reference}
+        return {**weights, "sae.centre": self.centre, "sae.whitening": self.whitening, "sae.reference": self.reference}
 
     @classmethod
     def from_tensors(cls, config: SAEConfig, arrays: Mapping[str, Tensor]) -> AnomalyDetector:
@@ -215,7 +238,7 @@ class AnomalyDetector:
         if "sae.model.scaler.centre" in arrays:
             model.scaler = Scaler(config.input_size)
         model.load_state_dict({name.removeprefix("sae.model."): value for name, value in arrays.items() if name.startswith("sae.model.")})
-        return cls(model.eval(), arrays["sae.usual"], arrays["sae.reference"])
+        return cls(model.eval(), *(arrays[f"sae.{name}"] for name in ("centre", "whitening", "reference")))
 
     def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
         """Write the detector as an artifact folder, atomically."""
@@ -236,10 +259,3 @@ class AnomalyDetector:
         except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"artifact '{folder}' holds no usable anomaly detector ({' '.join(str(error).split())}); train it again") from error
         return detector, meta
-
-
-def _residual(model: LSTMAutoencoder, windows: NDArray[np.float32]) -> Tensor:
-    """(N, T, F) float64 what the reconstruction of windows (N, T, F) leaves, in scaled units."""
-    with torch.inference_mode():
-        scaled = model.scaler(torch.from_numpy(np.ascontiguousarray(windows, dtype=np.float32)))
-        return (scaled - model.rebuild(scaled)).double()
