@@ -296,8 +296,13 @@ def test_in_blocks_of_rows_without_a_clock_no_vector_stands_on_two_parts_and_lik
     first = written.load("time", "train")[written.load("session", "train") == 0]
     ends = np.searchsorted(flows()["time_ms"][:LENGTH].to_numpy(), first)
     np.testing.assert_array_equal(ends, [2, 3, 4, *range(12, 60), *range(65, LENGTH)])  # no window bridges the hole of rows 5 to 9
-    kept = encode(write(tmp_path, flows(), BY_TIME, "nbaiot"), config, settings(seq_len=3), lambda _: None)
-    assert kept["duplicates"]["rows_removed"] == 0
+    frame = flows()
+    size = frame["Size"].to_numpy().copy()
+    size[190:195] = size[370:375] = size[5:10]  # of the first device, the second and the third
+    left = encode(write(tmp_path, frame.with_columns(pl.Series("Size", size)), BY_BLOCKS, "nbaiot"), config, settings(seq_len=3, leave_out="APT2"), lambda _: None)
+    assert left["windows"]["test"]["by_group"] == {"APT2": 2 * (LENGTH - 2)}
+    assert left["duplicates"]["rows_removed"] == 5 + 5 + 5, "from the first device (twice) and from the third"
+    assert left["duplicates"]["share_of_rows_also_in_train"] == {"validation": 0.0, "test": 0.0}
     timed = encode(write(tmp_path, flows(), BY_BLOCKS, "iot23"), config, settings(seq_len=3), lambda _: None)
     assert timed["duplicates"]["rows_removed"] == 0
     assert timed["duplicates"]["share_of_rows_also_in_train"]["test"] > 0

@@ -74,7 +74,7 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
 
     side, split = divide(events, schema, settings)
     # A row without a clock is only its vector, so a copy is the same observation; events at two times are two events, however alike.
-    removed, duplicates = _duplicates(reader, side, drop=split["by"] == "blocks" and schema.get("time_column") is None)
+    removed, duplicates = _duplicates(reader, side, drop=schema.get("time_column") is None)
     parts = lay_windows(events, side, removed, settings)
     for note in notes:
         say(f"note: {note}")
