@@ -107,6 +107,8 @@ def test_every_data_set_has_the_schema_of_its_presets() -> None:
         ({"core_features": ["session"]}, "core feature 'session' has the name of a column that every table has: label, attack"),
         ({"core_features": ["TacticLabel"]}, "core feature 'TacticLabel' is the label"),
         ({"time_unit": "mss"}, "time_unit 'mss': did you mean 'ms'"),
+        ({"session_gap_hours": "24"}, "session_gap_hours is '24'; it must be a number above 0"),
+        ({"session_gap_hours": 0}, "session_gap_hours is 0; it must be a number above 0"),
         ({"coreFeatures": []}, "unknown key 'coreFeatures': did you mean 'core_features'"),
     ],
 )
@@ -211,6 +213,31 @@ def test_iot23_captures_are_groups(tmp_path: Path) -> None:
     assert meta["rows by group"] == {"CTU-1": 3, "CTU-2": 3}
     assert frame["session"].unique(maintain_order=True).to_list() == [f"CTU-{n}/bro/conn.log.labeled|{host}" for n in (1, 2) for host in "ab"]
     assert frame["time_ms"].to_list()[:3] == [1_500_000_001_000, 1_500_000_002_000, 1_500_000_000_000]
+
+
+def test_a_host_that_was_silent_for_long_begins_a_session(tmp_path: Path) -> None:
+    """A subset of IoT-23 has hosts that are silent for 141 days: a window over that is of two captures."""
+    day = 86_400
+    seconds = [(9 * day, "a"), (0, "a"), (day, "a"), (0, "b"), (3 * day, "b"), (10 * day + 1, "a")]  # a day to the second is no longer than a day
+    write_log(tmp_path / "raw" / "x_conn.log.labeled", [row(1.5e9 + second, host, "Benign   -") for second, host in seconds])
+    frame, meta = made("iot23", tmp_path / "raw", tmp_path / "out")
+    name = "x_conn.log.labeled"
+    assert frame["session"].to_list() == [f"{name}|a"] * 2 + [f"{name}|a|1", f"{name}|a|2", f"{name}|b", f"{name}|b|1"]
+    assert meta["counts"]["sessions begun after a silence"] == 3
+    frame, meta = made("iot23", tmp_path / "raw", tmp_path / "out", session_gap_hours=None)
+    assert meta["sessions"] == 2
+    assert "sessions begun after a silence" not in meta["counts"]
+
+
+def test_a_shuffled_sample_is_called_one(tmp_path: Path) -> None:
+    times = np.random.default_rng(0).permutation(400)
+    write_log(tmp_path / "raw" / "log" / "conn.log.labeled", [row(1.5e9 + second, "a", "Benign   -") for second in range(400)])
+    write_log(tmp_path / "raw" / "sample" / "conn.log.labeled", [row(1.5e9 + int(second), "a", "Benign   -") for second in times])
+    frame, meta = made("iot23", tmp_path / "raw", tmp_path / "out")
+    (note,) = meta["notes"]
+    assert note.startswith("sample/conn.log.labeled: ")
+    assert "as in a shuffled sample" in note
+    assert frame["ordered"].all(), "the clock says the order"
 
 
 def test_otrf_events_are_of_no_known_kind(tmp_path: Path) -> None:
@@ -422,6 +449,8 @@ def test_real_traffic_of_three_data_sets(tmp_path: Path) -> None:
     _, meta = made("iot23", SHARED / "iot23", tmp_path / "a")
     assert meta["rows by label"] == {"DDoS": 16_695, "Okiru": 8_711, "BenignTraffic": 7_390, "C&C": 6_722, "Recon-PortScan": 575, "Bot-exploit": 4}
     assert "Malware-Capture-34-1" in max(meta["rows by group"], key=meta["rows by group"].get)
+    assert meta["counts"]["sessions begun after a silence"] == 2
+    assert [note.split(":")[0] for note in meta["notes"]] == ["IoT23_zeek_conn_16500.csv"]
     _, meta = made("ciciot2023", SHARED / "ciciot2023" / "per_attack", tmp_path / "b")
     whole = read_ciciot2023(SHARED / "ciciot2023" / "per_attack")[0]
     assert meta["rows"] == sum(len(capture.features) for capture in whole)

@@ -299,7 +299,9 @@ def test_in_blocks_of_rows_without_a_clock_no_vector_stands_on_two_parts_and_lik
     frame = flows()
     size = frame["Size"].to_numpy().copy()
     size[190:195] = size[370:375] = size[5:10]  # of the first device, the second and the third
-    left = encode(write(tmp_path, frame.with_columns(pl.Series("Size", size)), BY_BLOCKS, "nbaiot"), config, settings(seq_len=3, leave_out="APT2"), lambda _: None)
+    left = encode(
+        write(tmp_path, frame.with_columns(pl.Series("Size", size)), BY_BLOCKS, "nbaiot"), config, settings(seq_len=3, leave_out="APT2"), lambda _: None
+    )
     assert left["windows"]["test"]["by_group"] == {"APT2": 2 * (LENGTH - 2)}
     assert left["duplicates"]["rows_removed"] == 5 + 5 + 5, "from the first device (twice) and from the third"
     assert left["duplicates"]["share_of_rows_also_in_train"] == {"validation": 0.0, "test": 0.0}

@@ -7,7 +7,7 @@ The schema (JSON) says which columns are kept as `core_features` and where label
     label    String   the taxonomy's name where there is one, else the source's in one spelling
     attack   Int8     0 benign, 1 attack, null where nobody said
     group    String   what the split goes by: campaign, device or capture
-    session  String   file and host (or run of a capture): a window never crosses two
+    session  String   file and host (or run of a capture), up to a long silence of it: a window never crosses two
     time_ms  Int64    milliseconds since 1970, UTC; null where unknown; never a feature
     ordered  Boolean  false where the rows of a file are shuffled at the source
 
@@ -25,6 +25,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import sys
 import tempfile
@@ -54,11 +55,14 @@ RESERVED: dict[str, Any] = {
 }  # fmt: skip
 """Columns that every row has beside the schema's."""
 
-KEYS = ("core_features", "label_column", "benign_label", "time_column", "time_unit", "host_column", "group", "split")
+KEYS = ("core_features", "label_column", "benign_label", "time_column", "time_unit", "host_column", "session_gap_hours", "group", "split")
 """Keys of a schema; each must be there, null where the data set has nothing of the kind."""
 
 _ROWS = 1 << 18
 """Rows that are written at once."""
+
+SHUFFLED = 0.4
+"""Share of a file's rows that are earlier than the row before them, above which it is no log but a shuffled sample: there it is a half."""
 
 
 def read_schema(path: Path) -> dict[str, Any]:
@@ -85,6 +89,9 @@ def _fault(schema: Mapping[str, Any]) -> str | None:
             return f"core feature '{name}' is the label"
     if schema["time_column"] is not None and schema["time_unit"] not in tables.TIME_UNITS:
         return f"time_unit '{schema['time_unit']}': {nearest(str(schema['time_unit']), tables.TIME_UNITS)}"
+    hours = schema["session_gap_hours"]
+    if hours is not None and (isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 < hours < math.inf):
+        return f"session_gap_hours is {hours!r}; it must be a number above 0, the longest silence of a host inside a session, or null for none"
     return None
 
 
@@ -104,7 +111,7 @@ _FILES: dict[str, tuple[Sequence[str], str]] = {
 }
 
 
-def _events(dataset: str, root: Path, schema: Mapping[str, Any], report: Counter[str], sources: list[Path]) -> Iterator[pl.DataFrame]:
+def _events(dataset: str, root: Path, schema: Mapping[str, Any], report: Counter[str], sources: list[Path], notes: list[str]) -> Iterator[pl.DataFrame]:
     """Tables of one file each, arranged."""
     sources += tables.files(root, *_FILES[dataset])
     rule = str(schema["group"])
@@ -126,10 +133,12 @@ def _events(dataset: str, root: Path, schema: Mapping[str, Any], report: Counter
         else:
             frame = zeek.read_zeek(path, columns, labels, benign)
         group = pl.col(column).fill_null("none") if column is not None else pl.lit(by_name[rule](path))
-        yield from _arranged(path, _relative(path, root), frame, schema, group, report)
+        yield from _arranged(path, _relative(path, root), frame, schema, group, report, notes)
 
 
-def _arranged(path: Path, name: str, frame: pl.DataFrame, schema: Mapping[str, Any], group: pl.Expr, report: Counter[str]) -> Iterator[pl.DataFrame]:
+def _arranged(
+    path: Path, name: str, frame: pl.DataFrame, schema: Mapping[str, Any], group: pl.Expr, report: Counter[str], notes: list[str]
+) -> Iterator[pl.DataFrame]:
     """The reserved columns beside the core features; rows of a session together and in time order."""
     report["rows read"] += len(frame)
     stamp, host = schema["time_column"], schema["host_column"]
@@ -152,7 +161,19 @@ def _arranged(path: Path, name: str, frame: pl.DataFrame, schema: Mapping[str, A
         pl.col("time_ms").forward_fill().backward_fill().over("session").alias("when"),
     )
     report["rows put in time order"] += key.select((pl.col("when") < pl.col("when").shift(1)).over("first").sum()).item()
-    order = key.sort("first", "when", "row")["row"]
+    back = (clock < clock.shift(1)).mean()
+    if isinstance(back, float) and back > SHUFFLED:
+        notes.append(
+            f"{name}: {back:.0%} of its rows are earlier than the row before them, as in a shuffled sample; each host's rows are put in order by their "
+            "times, but what happened between two of them may be absent"
+        )
+    key = key.sort("first", "when", "row")
+    order = key["row"]
+    if schema["session_gap_hours"] is not None:
+        silent = pl.col("when").diff() > schema["session_gap_hours"] * 3_600_000
+        run = pl.Series("run", key.select(silent.fill_null(False).cum_sum().over("first")).to_series()).gather(order.arg_sort())
+        report["sessions begun after a silence"] += key.select(silent.over("first").sum()).item()
+        frame = frame.with_columns(pl.when(run > 0).then(pl.format("{}|{}", "session", run)).otherwise("session").alias("session"))
     wanted = [*schema["core_features"], *RESERVED]
     report["empty cells"] += sum(frame.select(pl.col(schema["core_features"]).null_count()).row(0))
     for start in range(0, len(order), _ROWS):
@@ -162,7 +183,7 @@ def _arranged(path: Path, name: str, frame: pl.DataFrame, schema: Mapping[str, A
 # -------------------------------------------------------------------------------------------------------- traffic features, a batch at a time
 
 
-def _traffic(dataset: str, root: Path, schema: Mapping[str, Any], report: Counter[str], sources: list[Path]) -> Iterator[pl.DataFrame]:
+def _traffic(dataset: str, root: Path, schema: Mapping[str, Any], report: Counter[str], sources: list[Path], notes: list[str]) -> Iterator[pl.DataFrame]:
     """Tables of one batch of one file each."""
     if dataset == "nbaiot":
         names, batches = FEATURES_115, stream_nbaiot(root, report)
@@ -292,10 +313,11 @@ def aggregate(dataset: str, root: Path, schema: Mapping[str, Any], layout: Layou
         raise UserError(f"schema of {dataset}: {fault}")
     report: Counter[str] = Counter()
     sources: list[Path] = []
+    notes: list[str] = []
     tables_of = _traffic if dataset in ("ciciot2023", "nbaiot") else _events
     if not root.exists():
         raise UserError(f"--root '{root}' does not exist: give the folder of {dataset}'s raw files")
-    summary = _write(layout.parquet, tables_of(dataset, root, schema, report, sources), say, began)
+    summary = _write(layout.parquet, tables_of(dataset, root, schema, report, sources, notes), say, began)
     benign = summary.by(1).get("0", 0)
     metadata = {
         "dataset": dataset,
@@ -309,6 +331,7 @@ def aggregate(dataset: str, root: Path, schema: Mapping[str, Any], layout: Layou
         "rows not in order": summary.unordered,
         "first and last time_ms": summary.times or None,
         "counts": {name: count for name, count in report.items() if count},
+        "notes": notes,
         "constant columns": list(summary.first),
         "sources": [{"name": _relative(path, root), "bytes": path.stat().st_size} for path in sources],
         "digest": summary.digest.hexdigest(),
@@ -321,6 +344,8 @@ def aggregate(dataset: str, root: Path, schema: Mapping[str, Any], layout: Layou
     writer.writerows((label, "" if attack is None else attack, group, count) for (label, attack, group), count in sorted(summary.mix.items(), key=str))
     write_text(layout.labels, table.getvalue())
     write_text(layout.metadata, json.dumps(metadata, indent=1) + "\n")
+    for note in notes:
+        say(f"note: {note}")
     say(f"{summary.rows:,} events in {summary.sessions:,} sessions of {len(sources)} files, {benign:,} benign: {layout.parquet}")
     return metadata
 

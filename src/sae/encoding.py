@@ -66,7 +66,7 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
     check_config(encoding, schema, pl.scan_parquet(layout.parquet).collect_schema().names())
     events = Events.read(layout.parquet)
     reader = Reader(layout.parquet, Encoder(dict(encoding)).columns, events)
-    notes: list[str] = []
+    notes: list[str] = list(source.get("notes", ()))
     if (events.attack < 0).all():
         notes.append("no label per event: windows measure scale and robustness, not detection; all are taken as benign for training")
     if not events.ordered.all():
