@@ -52,7 +52,7 @@ def main() -> None:
     root = given.root if given.root.exists() else None
     if root is None:
         print(f"no CICIoT2023 CSVs at '{given.root}': measuring on the bundled synthetic bank")
-    shorter = ["lstm.training.epochs=10", "temporal.training.epochs=5"] if given.quick else []
+    shorter = ["lstm.training.epochs=10", "lstm.training.teachers=0", "temporal.training.epochs=5"] if given.quick else []
     config = load_config(overrides=[f"eval.episodes={episodes}", f"eval.tuning_episodes={tuning}", f"data.root={root or 'null'}", *shorter])
     bank = TraceBank.bundled() if root is None else trained_bank(config)
     runner = BenchmarkRunner(config, bank)

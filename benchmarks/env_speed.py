@@ -11,12 +11,8 @@ reason is printed and stored. Ours has its sensors attached: a trace bank that w
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,17 +30,12 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from agents.factory import AlgorithmFactory
 from agents.vec_env import IoTSB3VecEnv
 from benchmarks.common import ROOT, Gate, launch, parser, write_result
+from benchmarks.contest import Rates, Run, Worker, compete, estimate, gate, own_python
 from benchmarks.peers import PEERS
 from envs import IoTVectorEnv, dynamics
 from envs.world import Simulation, open_bank
 from src.config import Config, load_config
 from src.data.bank import TraceBank
-from src.errors import UserError
-from src.evaluation.statistics import interval
-
-Rates = NDArray[np.float64]
-Run = Callable[[int], tuple[int, float]]
-"""Plays at least so many steps; returns how many they were and the seconds that they took."""
 
 REQUIREMENTS = ROOT / "benchmarks" / "requirements-peers.txt"
 REFERENCE = "CartPole"
@@ -53,7 +44,6 @@ BATCH = 1024
 """Environments of the batch that the gates are about."""
 POOL = 64
 """Batches of actions drawn beforehand, which are used in turn."""
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -147,96 +137,36 @@ def batched(env: IoTVectorEnv) -> Run:
 @contextmanager
 def peers(folder: Path, install: bool) -> Iterator[tuple[dict[str, Contestant], dict[str, str]]]:
     """The peers that start, each in a process that waits for its turn; and why the others do not."""
-    python = peers_python(folder, install)
+    python = own_python(folder, REQUIREMENTS, install)
     if python is None:
         reason = f"no virtual environment for peers in '{folder}': run without --quick, which makes it"
         print(reason)
         yield {}, dict.fromkeys(PEERS, reason)
         return
-    one_thread = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")}
-    workers = {
-        name: subprocess.Popen(
-            [python, ROOT / "benchmarks" / "peers.py", name],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=one_thread,
-        )
-        for name in PEERS
-    }  # fmt: skip
+    workers = {name: Worker(name, [python, ROOT / "benchmarks" / "peers.py", name]) for name in PEERS}
     try:
         found, missing = {}, {}
         for name, worker in workers.items():
-            said = answer(name, worker)
+            said = worker.answer()
             if "failed" in said:
                 missing[name] = said["failed"]
                 print(f"{name} is left out: {said['failed']}")
             else:
-                found[name] = Contestant(f"{name} ({said['version']})", said["scenario"], 1, None, remote(name, worker), said["episode"])
+                found[name] = Contestant(f"{name} ({said['version']})", said["scenario"], 1, None, remote(worker), said["episode"])
         yield found, missing
     finally:
         for worker in workers.values():
-            worker.communicate()
+            worker.end()
 
 
-def remote(name: str, worker: subprocess.Popen[str]) -> Run:
+def remote(worker: Worker) -> Run:
     """Steps of a peer in its process, timed there."""
 
     def run(steps: int) -> tuple[int, float]:
-        assert worker.stdin is not None
-        worker.stdin.write(json.dumps({"steps": steps}) + "\n")
-        worker.stdin.flush()
-        said = answer(name, worker)
+        said = worker.ask({"steps": steps})
         return said["steps"], said["seconds"]
 
     return run
-
-
-def answer(name: str, worker: subprocess.Popen[str]) -> dict[str, Any]:
-    """A peer's next line.
-
-    Raises:
-        UserError: when its process has ended.
-    """
-    assert worker.stdout is not None
-    line = worker.stdout.readline()
-    if not line:
-        raise UserError(f"the process of peer '{name}' ended (status {worker.wait()}); run benchmarks/peers.py '{name}' by hand to see why")
-    return json.loads(line)
-
-
-def peers_python(folder: Path, install: bool) -> Path | None:
-    """The interpreter of the peers' virtual environment, made or made anew where it is not complete; None where that is not asked for."""
-    python, mark, wanted = folder / "bin" / "python", folder / "installed.txt", REQUIREMENTS.read_text(encoding="utf-8")
-    if mark.exists() and mark.read_text(encoding="utf-8") == wanted:
-        return python
-    if not install:
-        return None
-    print(f"installing the peers into '{folder}', once ...", flush=True)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
-    pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps"]
-    if subprocess.run([*pip, "-r", REQUIREMENTS], check=False).returncode == 0:
-        mark.write_text(wanted, encoding="utf-8")
-        return python
-    # One that cannot be had must not take the others with it. Without the mark, the next run tries again.
-    for line in wanted.splitlines():
-        package = line.partition("#")[0].strip()
-        if package and subprocess.run([*pip, package], check=False).returncode != 0:
-            print(f"{package} did not install")
-    return python
-
-
-def compete(runs: dict[str, tuple[Run, int]], rounds: int, seconds: float, rng: np.random.Generator) -> dict[str, Rates]:
-    """Time everybody in every round, each for about `seconds`: (rounds,) steps a second. Each comes with the multiple that its steps must be."""
-    lengths = {}
-    for name, (run, whole) in runs.items():
-        steps, spent = run(whole)
-        while spent < seconds / 2:  # also warms up
-            steps, spent = run(2 * steps)
-        lengths[name] = max(1, round(steps * seconds / spent / whole)) * whole
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name in rng.permutation(list(runs)):
-            steps, spent = runs[name][0](lengths[name])
-            rates[name].append(steps / spent)
-    return {name: np.array(values) for name, values in rates.items()}
 
 
 class EmptyVecEnv(VecEnv):
@@ -377,12 +307,6 @@ def row(one: Contestant, rates: dict[str, Rates], name: str) -> dict[str, Any]:
     }
 
 
-def estimate(values: Rates, rng: np.random.Generator) -> tuple[float, float, float]:
-    """Median over rounds, and its interval from resampled rounds."""
-    samples = np.median(values[rng.integers(0, len(values), (2000, len(values)))], axis=1)
-    return float(np.median(values)), *interval(samples, CONFIDENCE)
-
-
 def ratios(rates: dict[str, Rates], others: dict[str, Contestant], rng: np.random.Generator) -> list[dict[str, Any]]:
     """Our speed as multiples of each peer's, in the same round."""
     found = []
@@ -414,12 +338,6 @@ def gates(contestants: dict[str, Contestant], rates: dict[str, Rates], learning:
     played, empty = learning.values()
     found["F.speed.ppo"] = gate("PPO training, steps a second, as a share of the same on an empty environment of the same spaces", played / empty, 0.75, rng)
     return found
-
-
-def gate(what: str, values: Rates, target: float, rng: np.random.Generator) -> Gate:
-    """At least `target`, in the median round."""
-    value, low, high = estimate(values, rng)
-    return Gate(what, value, target, ">=", low, high)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ COVERAGE = 0.8
 """Share of windows that selective classification keeps."""
 RESAMPLES = 2000
 CONTROL_SEED = 20_231
-SMALL = ("temporal.training.epochs=8", "data.max_rows_per_class=1200")
+SMALL = ("lstm.training.teachers=0", "temporal.training.epochs=8", "data.max_rows_per_class=1200")
 STATISTICS = "LightGBM, window statistics"
 OPPONENTS = {"rows": "LightGBM, rows", "pooled": "LightGBM, rows summed over the window", "stats": STATISTICS}
 
@@ -85,14 +85,14 @@ class Protocol:
         rows = self.dataset.splits[side]
         return rows.label[window_starts(rows.segment, self.length)].astype(np.int64)
 
-    def resampled(self, resamples: int, block: int) -> Bootstrap:
-        """Resamples of blocks of about `block` test windows."""
-        rows = self.dataset.splits["test"]
+    def resampled(self, resamples: int, block: int, side: str = "test") -> Bootstrap:
+        """Resamples of blocks of about `block` windows of a side."""
+        rows = self.dataset.splits[side]
         starts = window_starts(rows.segment, self.length)
         return Bootstrap(Blocks.cut(rows.label[starts], rows.segment[starts], block), resamples, seed=0)
 
-    def read(self, name: str, seeds: int) -> list[Readout]:
-        """What a candidate says, for each training seed."""
+    def read(self, name: str, seeds: int, config: Config | None = None) -> list[Readout]:
+        """What a candidate says, for each training seed; with a configuration of its own, whose windows must be those of the protocol."""
 
         def test() -> NDArray[np.float32]:
             return side_windows(self.dataset, "test", self.length)[0]
@@ -103,7 +103,7 @@ class Protocol:
             "rows shuffled": lambda: shuffled_rows(test(), np.random.default_rng(CONTROL_SEED)),
             "last row only": lambda: last_row(test()),
         }
-        return [read_out(name, self.config, self.dataset, seed, sets) for seed in range(seeds)]
+        return [read_out(name, config or self.config, self.dataset, seed, sets) for seed in range(seeds)]
 
     def confusion(self, probabilities: NDArray[np.float32]) -> Values:
         """(1 + R, C, C) counts."""

@@ -23,6 +23,8 @@ from src.config import load_config, nearest
 from src.errors import UserError
 
 KIND = "benchmark-part"
+ROOMS = ("agents", "benchmarks", "envs", "src")
+"""Packages of the checkout."""
 
 Outcome = dict[str, Any]
 """`gates`, `tables` and `seconds` of a part."""
@@ -37,8 +39,8 @@ class PartedBenchmark:
     prefix: str
     """Of the parts' modules, each with `measure(options) -> (gates by id, tables by title)`."""
     parts: tuple[str, ...]
-    code: tuple[str, ...]
-    """Folders and Python files that can matter to any part, beside its own module and what that imports from `benchmarks`."""
+    settings: tuple[str, ...] = ()
+    """Folders whose YAML and JSON files can matter to a part, beside its module and all that it imports."""
     quick_seeds: int = 2
     seeds: int = 5
     """Trainings of each candidate."""
@@ -47,9 +49,9 @@ class PartedBenchmark:
         """What a part found, measured now unless this code has measured it on these data before."""
         module = self.prefix + part
         settings = load_config().model_dump(mode="json", exclude={"compute": {"artifacts"}})  # environment variables change them
-        texts = {path.relative_to(ROOT).as_posix(): path for place in self.code for end in ("yml", "json") for path in sorted((ROOT / place).rglob(f"*.{end}"))}
-        beside = {name: path.read_text(encoding="utf-8") for name, path in texts.items() if not name.startswith("benchmarks/results/")}
-        code = (code_digest(*self.code, *own_code(module)), versions(), beside, settings)
+        files = sorted(path for place in self.settings for end in ("yml", "json") for path in (ROOT / place).rglob(f"*.{end}"))
+        beside = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files}
+        code = (code_digest(*own_code(module)), versions(), beside, settings)
         identity = digest(part, asdict(options), code, data_digest(options.root, options.shared))
         folder = cache_folder() / "parts" / f"{part}-{identity}"
         if folder.exists():
@@ -87,20 +89,24 @@ class PartedBenchmark:
 
 
 def own_code(module: str) -> tuple[str, ...]:
-    """Files below the checkout of a module of `benchmarks` and of all that it imports from there, and so on."""
+    """Files below the checkout of a module and of all that it imports from there, and so on."""
     found: set[str] = set()
     waiting = [module]
     while waiting:
-        spec = importlib.util.find_spec(waiting.pop())
+        name = waiting.pop()
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:  # a name in a module, not a module
+            continue
         path = None if spec is None or spec.origin is None else Path(spec.origin)
-        if path is None or not path.is_relative_to(ROOT) or (place := path.relative_to(ROOT).as_posix()) in found:
+        if path is None or not path.is_relative_to(ROOT) or (place := path.relative_to(ROOT).as_posix()) in found or place.startswith("."):
             continue
         found.add(place)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module == "benchmarks":
-                waiting += [f"benchmarks.{alias.name}" for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("benchmarks."):
-                waiting.append(node.module)
+            if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.split(".")[0] in ROOMS:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names if alias.name.split(".")[0] in ROOMS]
     return tuple(sorted(found))
 
 

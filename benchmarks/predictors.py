@@ -13,7 +13,7 @@ PREDICTORS = PartedBenchmark(
     "predictors",
     "benchmarks.part_",
     ("protocol", "fusion", "site", "families", "devices", "online", "explanations"),
-    ("src", "envs", "agents", "benchmarks"),
+    ("envs",),
 )
 
 

@@ -173,6 +173,27 @@ def sensor_headlines() -> str:
     return _table(["gate", "measured", "95 % interval", "target", "met"], [_gate(key, found[key]) for key in SENSOR_HEADLINES])
 
 
+def base_ablation() -> str:
+    """What each choice in the base LSTM's recipe adds or costs."""
+    if not (RESULTS / "base_ablation.json").exists():
+        return "Not measured yet: `python -m benchmarks.base_ablation`."
+    found = _load("base_ablation")
+    columns = {
+        "variant": "base LSTM",
+        "calibrate": "macro-F1, calibrate",
+        "test": "macro-F1, test",
+        "compared_with": "compared with",
+        "calibrate_change": "change on calibrate",
+        "calibrate_change__interval": "95 % interval",
+        "test_change": "change on test",
+        "test_change__interval": "95 % interval",
+        "parameters": "parameters",
+        "training_seconds": "training, s",
+    }
+    rows = [[_of(row, key) for key in columns] for row in found["tables"]["choices"]]
+    return f"{_source(found, 'python -m benchmarks.base_ablation')}\n\n{_table(list(columns.values()), rows)}"
+
+
 def sensor_speed() -> str:
     """How fast each sensor reads, by path and batch."""
     rows = _load("temporal_speed")["tables"]["sensors, one thread"]
@@ -181,6 +202,7 @@ def sensor_speed() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "base_ablation": base_ablation,
     "sensor_speed": sensor_speed,
     "sensor_headlines": sensor_headlines,
     "predictors": lambda: gates("predictors"),

@@ -13,7 +13,7 @@ SAE = PartedBenchmark(
     "sae",
     "benchmarks.sae_",
     ("detection", "false_alarms", "stopping", "memory", "speed", "return"),
-    ("src", "benchmarks/parts.py", "benchmarks/common.py"),
+    ("src/sae", "envs"),
 )
 
 

@@ -47,7 +47,7 @@ def test_each_round_times_everybody_once_for_whole_episodes() -> None:
 
 
 def test_a_peer_that_does_not_start_is_left_out_and_one_that_does_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(env_speed, "peers_python", lambda folder, install: Path(sys.executable))  # this interpreter has gymnasium, but no other peer
+    monkeypatch.setattr(env_speed, "own_python", lambda *_: Path(sys.executable))  # this interpreter has gymnasium, but no other peer
     with env_speed.peers(tmp_path, install=False) as (found, missing):
         assert set(found) == {"CartPole (their gymnasium)"}
         assert set(missing) == set(PEERS) - set(found)

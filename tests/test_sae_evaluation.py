@@ -87,16 +87,25 @@ def test_the_test_split_never_moves_the_threshold(tmp_path: Path, layout: Layout
 @pytest.mark.parametrize(("count", "rate"), [(99, 0.05), (100, 0.05), (1000, 0.01), (250, 0.013), (30, 0.5)])
 def test_the_threshold_is_conformal(count: int, rate: float) -> None:
     benign = np.random.default_rng(0).random(count)
-    limit = alarm_threshold(benign, rate)
+    limit, nominal = alarm_threshold(benign, rate)
     grid = np.linspace(0, 1, 5000)
     p = (1 + (benign[None, :] >= grid[:, None]).sum(axis=1)) / (count + 1)
     near = np.abs(grid - limit) < 1e-3
     np.testing.assert_array_equal((grid > limit)[~near], (p < rate)[~near])
+    assert p[grid > limit].max() == pytest.approx(nominal)
+    assert nominal < rate
 
 
-def test_too_few_windows_raise_no_alarm() -> None:
-    assert alarm_threshold(np.arange(50.0), 0.01) == math.inf
-    assert math.isfinite(alarm_threshold(np.arange(200.0), 0.01))
+def test_too_few_windows_give_the_lowest_rate_that_they_can_tell(tmp_path: Path) -> None:
+    limit, nominal = alarm_threshold(np.arange(50.0), 0.01)
+    assert limit == pytest.approx(49, rel=1e-3)
+    assert limit > 49
+    assert nominal == pytest.approx(1 / 51)
+    said: list[str] = []
+    found = evaluate(make_run(tmp_path, size=10, attacked=0), EvaluationSettings(target_fpr=0.01, resamples=5), said.append)
+    assert found["threshold"]["nominal_fpr"] == pytest.approx(1 / 61)
+    assert "note: 60 benign validation windows cannot tell a rate below 0.0164: that is used instead of 0.01" in said
+    assert math.isfinite(found["threshold"]["threshold"])
 
 
 def test_runs_end_where_a_session_ends() -> None:

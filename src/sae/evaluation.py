@@ -65,13 +65,14 @@ def score(detector: AnomalyDetector, windows: NDArray[np.float32], say: Say, wha
     return found
 
 
-def alarm_threshold(benign: NDArray[np.floating], target_fpr: float) -> float:
-    """The error above which a conformal p-value among benign errors (M,) is below `target_fpr`; infinite where M is too small to say so.
+def alarm_threshold(benign: NDArray[np.floating], target_fpr: float) -> tuple[float, float]:
+    """The error above which a conformal p-value among benign errors (M,) is below `target_fpr`, and the largest p-value above it.
 
-    The p-value of an error is (1 + benign errors at least as large) / (M + 1), where rounding makes no difference, as in `AnomalyDetector`.
+    The p-value of an error is (1 + benign errors at least as large) / (M + 1), where rounding makes no difference, as in `AnomalyDetector`. None is
+    below 1 / (M + 1): where that is too much, the threshold is the largest benign error, and the second figure says so by being above the target.
     """
-    above = math.ceil(target_fpr * (len(benign) + 1) - 1e-9) - 2  # most benign errors that may be at least as large
-    return float(np.sort(benign)[len(benign) - 1 - above]) / (1 - ROUNDING) if above >= 0 else math.inf
+    most = max(math.ceil(target_fpr * (len(benign) + 1) - 1e-9) - 2, 0)  # benign errors that may be at least as large
+    return float(np.sort(benign)[len(benign) - 1 - most]) / (1 - ROUNDING), (most + 1) / (len(benign) + 1)
 
 
 def evaluate(layout: Layout, settings: EvaluationSettings, say: Say) -> dict[str, Any]:
@@ -107,18 +108,19 @@ def evaluate(layout: Layout, settings: EvaluationSettings, say: Say) -> dict[str
         usual, source = marks["val"].attack < 0, "validation windows without a label (none is known to be benign)"
     if not usual.any():
         raise UserError(f"'{layout.encoded}' holds no benign validation window, so no threshold can be set; split the data otherwise in stage 2")
-    threshold = alarm_threshold(errors["val"][usual], settings.target_fpr)
+    threshold, rate = alarm_threshold(errors["val"][usual], settings.target_fpr)
     limit = {
-        "threshold": threshold if math.isfinite(threshold) else None,
+        "threshold": threshold,
         "target_fpr": settings.target_fpr,
-        "rule": "alarm where the error is above the threshold: its conformal p-value among the reference is below target_fpr",
+        "nominal_fpr": rate,
+        "rule": "alarm where the error is above the threshold: its conformal p-value among the reference is at most nominal_fpr",
         "reference": source,
         "reference_windows": int(usual.sum()),
         "share_of_reference_above": float((errors["val"][usual] > threshold).mean()),
     }
-    if not math.isfinite(threshold):
-        limit["reason"] = f"{int(usual.sum())} windows cannot tell a rate of {settings.target_fpr:g}: no window raises an alarm; raise --target-fpr"
-        say(f"no threshold: {limit['reason']}")
+    if rate > settings.target_fpr + 1e-9:
+        limit["note"] = f"{int(usual.sum())} {source} cannot tell a rate below {rate:.3g}: that is used instead of {settings.target_fpr:g}"
+        say(f"note: {limit['note']}")
     found: dict[str, Any] = {
         "dataset": layout.dataset,
         "version": layout.version,

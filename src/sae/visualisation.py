@@ -57,7 +57,7 @@ class Scored:
     marks: Marks
     errors: NDArray[np.float64]
     """(N,) the higher, the more abnormal."""
-    threshold: float | None
+    threshold: float
     results: dict[str, Any]
     """Stage 4's."""
     source: str
@@ -146,9 +146,8 @@ def roc_figure(scored: Scored, layout: Layout) -> Figure:
         chance = np.geomspace(smallest, 1, 200) if logarithmic else np.array([0.0, 1.0])
         axes.plot(chance, chance, color=MUTED, lw=1, ls="--", label="chance")
         axes.plot(np.maximum(false, smallest), true, color=BENIGN, lw=2, label=f"area {_told(test['roc_auc'])}", clip_on=False)
-        if scored.threshold is not None:
-            place = max(test["fpr"]["value"], smallest), test["recall"]["value"]
-            axes.plot(*place, "o", color=ATTACK, ms=8, mec="white", mew=1.2, zorder=5, clip_on=False, label="at the threshold")
+        place = max(test["fpr"]["value"], smallest), test["recall"]["value"]
+        axes.plot(*place, "o", color=ATTACK, ms=8, mec="white", mew=1.2, zorder=5, clip_on=False, label="at the threshold")
         axes.set_ylim(0, 1)
         axes.set_xlim(smallest, 1)
         if logarithmic:
@@ -174,7 +173,7 @@ def precision_recall_figure(scored: Scored, layout: Layout) -> Figure:
     axes.plot(recall, precision, color=BENIGN, lw=2, drawstyle="steps-post", label=f"average precision {_told(test['pr_auc'])}", clip_on=False)
     prevalence = test["prevalence"]["value"]
     axes.axhline(prevalence, color=MUTED, lw=1.2, ls="--", label=f"alarms at random: prevalence {prevalence:.3f}")
-    if scored.threshold is not None and test["precision"]["value"] is not None:
+    if test["precision"]["value"] is not None:
         label = f"at the threshold: precision {test['precision']['value']:.3f}, recall {test['recall']['value']:.3f}"
         axes.plot(test["recall"]["value"], test["precision"]["value"], "o", color=ATTACK, ms=8, mec="white", mew=1.2, zorder=5, clip_on=False, label=label)
     axes.set_xlim(0, 1)
@@ -194,15 +193,14 @@ def distribution_figure(scored: Scored, layout: Layout) -> Figure:
     low, high = float(errors.min()), float(errors.max())
     bins = np.geomspace(low, high if high > low * 1.01 else low * 1.01, 70).tolist()
     for name, colour, mine in scored.classes():
-        beyond = "" if scored.threshold is None else f", {100 * (scored.errors[mine] > scored.threshold).mean():.1f} % above"
+        beyond = f", {100 * (scored.errors[mine] > scored.threshold).mean():.1f} % above"
         weights = np.full(mine.sum(), 1 / mine.sum())
         axes.hist(np.clip(errors[mine], low, high), bins=bins, weights=weights, color=colour, alpha=0.35, histtype="stepfilled")  # type: ignore[arg-type]
         axes.hist(
             np.clip(errors[mine], low, high), bins=bins, weights=weights, color=colour, lw=1.6, histtype="step", label=f"{name}: {mine.sum():,} windows{beyond}"
         )  # type: ignore[arg-type]
-    if scored.threshold is not None:
-        rate = scored.results["threshold"]["target_fpr"]
-        axes.axvline(scored.threshold, color=INK, lw=1.4, ls="--", label=f"threshold {scored.threshold:.3g}, for {100 * rate:g} % false alarms")
+    rate = scored.results["threshold"]["nominal_fpr"]
+    axes.axvline(scored.threshold, color=INK, lw=1.4, ls="--", label=f"threshold {scored.threshold:.3g}, for {100 * rate:.2g} % false alarms")
     axes.set_xscale("log")
     _decades(axes.xaxis, bins[0], bins[-1])
     axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
@@ -343,7 +341,7 @@ def _clock(time: NDArray[np.int64]) -> tuple[NDArray[np.float64], str]:
     return seconds / scale, f"{unit} since its first window"
 
 
-def _session(axes: Any, x: NDArray[np.float64], errors: NDArray[np.float64], attack: NDArray[np.bool_], threshold: float | None) -> None:
+def _session(axes: Any, x: NDArray[np.float64], errors: NDArray[np.float64], attack: NDArray[np.bool_], threshold: float) -> None:
     """One session; of a long one the extremes of each of `STRETCHES` stretches."""
     width = max(float(np.ptp(x)), 1e-9)
     first, end = runs(attack, np.zeros(len(x), np.int64))
@@ -354,11 +352,10 @@ def _session(axes: Any, x: NDArray[np.float64], errors: NDArray[np.float64], att
         edges = np.linspace(0, len(x), STRETCHES + 1).astype(int)
         kept = np.unique([a + pick(errors[a:b]) for a, b in itertools.pairwise(edges) for pick in (np.argmin, np.argmax)])
     size = 2.4 if len(kept) > 200 else 4.0
-    alarm = errors[kept] > (np.inf if threshold is None else threshold)
+    alarm = errors[kept] > threshold
     axes.plot(x[kept][~alarm], errors[kept][~alarm], "o", ms=size, color=BENIGN, mew=0)
     axes.plot(x[kept][alarm], errors[kept][alarm], "o", ms=size + 0.4, color=ALARM, mew=0)
-    if threshold is not None:
-        axes.axhline(threshold, color=INK, lw=1.2, ls="--")
+    axes.axhline(threshold, color=INK, lw=1.2, ls="--")
     axes.set_yscale("log")
     axes.set_xlim(x[0] - 0.01 * width, x[-1] + 0.01 * width)
     axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10]))
