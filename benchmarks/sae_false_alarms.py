@@ -31,6 +31,8 @@ SLACK = 0.25
 """Share of the target by which what is realised may miss it."""
 CHECK = 0.2
 """Share of training windows' captures that the validation loss is of."""
+EPOCHS = 12
+"""Of each training at most: whether alarms keep to their target does not hang on how well the network rebuilds."""
 FOLDS = 3
 """Of devices, and trainings on halves of captures."""
 
@@ -70,7 +72,7 @@ class Site:
             drawn[mine[: int(share * len(mine) + rng.random())]] = True
         return drawn
 
-    def train(self, captures: NDArray[np.bool_], seed: int, epochs: int | None) -> AnomalyDetector:
+    def train(self, captures: NDArray[np.bool_], seed: int, epochs: int) -> AnomalyDetector:
         """A detector trained on the windows of captures (C,)."""
         check = self.halves(np.random.default_rng([seed, 1]), captures, CHECK)
         return train_detector(self.of(captures & ~check), self.of(check), self.of(check), seed, epochs)
@@ -102,7 +104,7 @@ def resampled(hits: Values, counts: Values, resamples: int, rng: np.random.Gener
     return float(hits.sum() / counts.sum()), low, high
 
 
-def known_devices(site: Site, seeds: int, divisions: int, resamples: int, epochs: int | None) -> tuple[Gate, Table]:
+def known_devices(site: Site, seeds: int, divisions: int, resamples: int, epochs: int) -> tuple[Gate, Table]:
     """Captures that were not calibrated on, of devices that were trained on: divided at random, and by time."""
     rng, everything = np.random.default_rng(0), np.ones(len(site.device_of), dtype=bool)
     size = np.bincount(site.capture, minlength=len(everything)).astype(np.float64)
@@ -144,7 +146,7 @@ def known_devices(site: Site, seeds: int, divisions: int, resamples: int, epochs
     return Gate(what, value, SLACK, "<=", low, max(ends)), table
 
 
-def new_devices(site: Site, seeds: int, resamples: int, epochs: int | None) -> Table:
+def new_devices(site: Site, seeds: int, resamples: int, epochs: int) -> Table:
     """Devices that nothing was trained on."""
     rng = np.random.default_rng(1)
     count, device = len(site.devices), site.device
@@ -179,7 +181,7 @@ def new_devices(site: Site, seeds: int, resamples: int, epochs: int | None) -> T
 
 def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, Table]]:
     """Gate `E3.false_alarms`; tables of known and of new devices."""
-    seeds, divisions, resamples, epochs = (1, 20, 200, 1) if options.quick else (min(options.seeds, 3), 200, 2000, None)
+    seeds, divisions, resamples, epochs = (1, 20, 200, 1) if options.quick else (min(options.seeds, 3), 200, 2000, EPOCHS)
     site = Site(options)
     gate, known = known_devices(site, seeds, divisions, resamples, epochs)
     new = new_devices(site, 1 if options.quick else 2, resamples, epochs)
