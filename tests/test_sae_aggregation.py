@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from src.data import ciciot2023, nbaiot, tables
-from src.data.ciciot2023 import FEATURES_39, read_ciciot2023, stream_ciciot2023
+from src.data.ciciot2023 import FEATURES_39, FEATURES_46, read_ciciot2023, stream_ciciot2023
 from src.data.nbaiot import read_nbaiot, stream_nbaiot
 from src.errors import UserError
 from src.sae import aggregation
@@ -33,8 +33,8 @@ def quiet(_: str) -> None:
     """Nobody listens."""
 
 
-def schema_of(dataset: str, **more: object) -> dict[str, Any]:
-    return {**read_schema(preset(dataset, NAME.get(dataset)).schema), **more}
+def schema_of(dataset: str, name: str | None = None, **more: object) -> dict[str, Any]:
+    return {**read_schema(preset(dataset, name or NAME.get(dataset)).schema), **more}
 
 
 def made(dataset: str, root: Path, out: Path, **more: object) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -289,10 +289,26 @@ def test_ciciot2023_sessions_are_chunks_and_rates_are_finite(tmp_path: Path) -> 
     assert meta["counts"] == {
         "files": 2, "rows read": 120, "inf cells": 2, "NaN cells": 4, "rows incomplete": 2, "infinite rates replaced": 2,
     }  # fmt: skip
-    assert frame.select(pl.col(pl.Float32).is_finite().all()).row(0) == (True,) * 39
+    assert frame.select(pl.col(pl.Float32).is_finite().all()).row(0) == (True,) * 30
     assert frame["Rate"].max() == 1e7
     assert frame["time_ms"].null_count() == len(frame), "a rebuilt clock is no time of day"
     assert meta["constant columns"] == ["SMTP"]
+
+
+def test_the_classic_release_has_a_preset_of_its_own(tmp_path: Path) -> None:
+    newer, root = captures(tmp_path / "newer"), tmp_path / "classic"
+    root.mkdir()
+    for path in newer.glob("*.csv"):
+        frame = pl.read_csv(path).rename({"Time_To_Live": "Duration"}).drop("IGMP")
+        frame.with_columns(pl.col("AVG").alias(name) for name in FEATURES_46 if name not in frame.columns).write_csv(root / path.name)
+    with pytest.raises(UserError, match="release of 46 features, the schema is of the one of 39: give --config-preset classic46"):
+        made("ciciot2023", root, tmp_path / "out")
+    with pytest.raises(UserError, match="give --config-preset merged39"):
+        made("ciciot2023", newer, tmp_path / "out", **schema_of("ciciot2023", "classic46"))
+    frame, meta = made("ciciot2023", root, tmp_path / "out", **schema_of("ciciot2023", "classic46"))
+    assert meta["rows"] == 118
+    assert not {"IAT", "flow_duration", "Number", "Weight", "Tot sum"} & set(frame.columns), "clocks and places of the source's counter"
+    assert frame["Rate"].is_finite().all()
 
 
 def test_mixed_files_are_not_in_order_and_repeat_no_capture(tmp_path: Path) -> None:

@@ -327,11 +327,50 @@ def test_shuffled_rows_close_ranks_have_no_gaps_in_time_and_are_called_assembled
     assert (written.mark("train", "AttackMark") == written.mark("train", "AttackMark")[0, 0]).all()
 
 
+def test_windows_of_a_shuffled_file_are_of_one_class(tmp_path: Path) -> None:
+    """Four classes in turns: no ten neighbours are alike, and in file order not one benign window would be left."""
+    frame = table().with_columns(
+        pl.lit("Merged01").alias("group"),
+        pl.lit("Merged01.csv|0").alias("session"),
+        pl.lit(False).alias("ordered"),
+        pl.Series("label", ["BenignTraffic", "DDoS", "Recon", "XSS"] * (6 * HOSTS * LENGTH // 4)),
+        (pl.int_range(pl.len()) % 4 > 0).cast(pl.Int8).alias("attack"),
+    )
+    frame = frame.with_columns(pl.col("attack").cast(pl.Float64).alias("AttackMark"), pl.int_range(pl.len()).cast(pl.Float64).alias("SessionMark"))
+    layout = write(tmp_path, frame, BY_BLOCKS, "ciciot2023")
+    meta = encode(layout, CONFIG, settings(), lambda _: None)
+    written = Written(layout)
+    for part in ("val", "test"):
+        assert set(meta["windows"][part]["by_label"]) == {"BenignTraffic", "DDoS", "Recon", "XSS"}
+        marks = written.mark(part, "AttackMark")
+        assert (marks == marks[:, :1]).all()
+        places = written.mark(part, "SessionMark")
+        assert (np.diff(places, axis=1) >= 0).all(), "of a label, rows stand as in the file"
+        np.testing.assert_array_equal(marks[:, 0] > marks.min(), written.load("y", part) == 1)
+
+
+def test_without_a_benign_validation_window_nothing_is_written(tmp_path: Path) -> None:
+    harmful = pl.when(pl.col("group") == "APT5").then(pl.lit(1, dtype=pl.Int8)).otherwise("attack").alias("attack")
+    with pytest.raises(UserError, match=r"validation has no benign window of 10 rows .* choose a smaller --seq-len or another split"):
+        encode(write(tmp_path, table().with_columns(harmful)), CONFIG, settings(), lambda _: None)
+    assert not (tmp_path / "encoded").exists()
+
+
 def test_blocks_of_reading_do_not_show(tmp_path: Path, campaigns: Written, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("src.sae.encoding.BLOCK", 37)
     monkeypatch.setattr("src.sae.encoding.CHUNK", 4096)
+    monkeypatch.setattr("src.sae.encoding.BYTES", 20 * 19 * 4)
+    most = []
+    whole = Encoder.encode
+
+    def counted(encoder: Encoder, rows: pl.DataFrame) -> np.ndarray:
+        most.append(len(rows))
+        return whole(encoder, rows)
+
+    monkeypatch.setattr(Encoder, "encode", counted)
     layout = write(tmp_path, table())
     encode(layout, CONFIG, settings(), lambda _: None)
+    assert SEQ <= max(most) <= 20, "rows encoded at once are bounded by their bytes"
     for part in ("train", "val", "test"):
         np.testing.assert_allclose(np.load(layout.encoded / f"X_{part}_sequences.npy"), campaigns.load("X", part), atol=1e-6)
 

@@ -148,6 +148,7 @@ def test_the_reduction_is_the_svd_of_all_rows_and_makes_nothing_dense(monkeypatc
 
     monkeypatch.setattr(sparse.csr_array, "toarray", refuse)
     monkeypatch.setattr(sparse.csr_array, "todense", refuse)
+    np.testing.assert_array_equal(full.encode(rows)[:, :width], matrix)
     encoder = Encoder.fit(rows, CONFIG, 8, seed=0)
     assert encoder.feature_names[:9] == [*(f"svd_{index}" for index in range(8)), "CommandLine:new"]
     reduced = encoder.encode(rows)
@@ -204,11 +205,13 @@ def test_shipped_encodings_fit_their_schemas_and_leak_nothing(path: Path) -> Non
     schema = json.loads((SCHEMAS / path.name.replace("encoding-", "schema-").replace("-lstm-sae-", "-")).read_text())
     config = json.loads(path.read_text())
     check_config(config, schema, schema["core_features"])
+    used = {name for key, names in config.items() if key.endswith("_columns") and key != "derived_columns" for name in names}
+    assert used == set(schema["core_features"]), "nothing is kept that nothing reads"
     assert "leakage_report" not in config
 
 
-def test_seven_encodings_are_shipped_and_the_extended_one_reads_more_text() -> None:
-    assert len(ENCODINGS) == 7
+def test_eight_encodings_are_shipped_and_the_extended_one_reads_more_text() -> None:
+    assert len(ENCODINGS) == 8
     basic, extended = (json.loads((SCHEMAS / f"encoding-bigbase-lstm-sae-{number}.json").read_text())["tfidf_params"] for number in ("v1", "v2"))
     assert set(extended) - set(basic) == {"OriginalFileName", "TargetObject", "TargetFilename", "PipeName"}
     assert all(extended[name] > basic[name] for name in basic)

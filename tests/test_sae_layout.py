@@ -44,6 +44,7 @@ def test_a_preset_is_wanted_only_where_there_is_a_choice() -> None:
     assert preset("bigbase", "basic").schema.name == "schema-bigbase-v1.json"
     assert preset("bigbase", "extended").encoding.name == "encoding-bigbase-lstm-sae-v2.json"
     assert preset("unraveled") == preset("unraveled", "network")
+    assert preset("ciciot2023") == preset("ciciot2023", "merged39") != preset("ciciot2023", "classic46")
     assert preset("iot23").schema.name == "schema-iot23-v1.json"
     for dataset, name, message in (
         ("bigbase", None, "basic, extended"),

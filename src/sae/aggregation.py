@@ -43,7 +43,7 @@ import pyarrow.parquet as pq
 from src.artifacts import versions, write_text
 from src.config import nearest
 from src.data import flows, sysmon, tables, zeek
-from src.data.ciciot2023 import FEATURES_39, RATES, Batch, stream_ciciot2023
+from src.data.ciciot2023 import FEATURES_39, FEATURES_46, RATES, Batch, stream_ciciot2023
 from src.data.nbaiot import FEATURES_115, stream_nbaiot
 from src.data.site import read_site
 from src.data.tables import BENIGN
@@ -57,6 +57,9 @@ RESERVED: dict[str, Any] = {
 
 KEYS = ("core_features", "label_column", "benign_label", "time_column", "time_unit", "host_column", "session_gap_hours", "group", "split")
 """Keys of a schema; each must be there, null where the data set has nothing of the kind."""
+
+RELEASES = {FEATURES_39: "merged39", FEATURES_46: "classic46"}
+"""CICIoT2023's two releases by their columns, and the preset of each."""
 
 _ROWS = 1 << 18
 """Rows that are written at once."""
@@ -190,6 +193,13 @@ def _traffic(dataset: str, root: Path, schema: Mapping[str, Any], report: Counte
     else:
         names, batches = _captures(root, report)
     core = schema["core_features"]
+    if dataset == "ciciot2023" and names in RELEASES and not set(core) <= set(names):
+        other = next(release for release in RELEASES if release is not names)
+        if set(core) <= set(other):
+            raise UserError(
+                f"'{root}' holds CICIoT2023's release of {len(names)} features, the schema is of the one of {len(other)}: "
+                f"give --config-preset {RELEASES[names]}"
+            )
     tables.check_columns(root, names, core)
     place = [names.index(name) for name in core]
     rates = [core.index(name) for name in RATES if name in core]

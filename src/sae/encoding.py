@@ -5,7 +5,7 @@ or block as the schema says. Then windows are laid inside one session and one pa
 Then everything is fitted on benign training rows, and rows are encoded (`src.sae.features`). No window is made before its size is known:
 over the limit, every part and class loses the same share of its windows, evenly spaced.
 
-Memory holds the reserved columns of all rows as numbers (some 50 bytes a row), and one block of rows at a time.
+Memory holds the reserved columns of all rows as numbers (some 50 bytes a row), and one block of rows at a time, encoded in 256 MB at most.
 
     python -m src.sae.encoding --dataset bigbase --version v1 --config-preset basic
 """
@@ -38,6 +38,9 @@ BLOCK = 131_072
 
 FIT_ROWS = 200_000
 """Most rows, evenly spaced, on which encoders are fitted."""
+
+BYTES = 1 << 28
+"""Most bytes of rows encoded at once."""
 
 CHUNK = 1 << 24
 """Bytes of windows written at once."""
@@ -91,9 +94,6 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
     for line in reductions:
         say(line)
     counts = {file: _counts(part, events) for file, part in zip(FILES, parts, strict=True)}
-    if counts["val"]["attack"] == counts["val"]["windows"]:
-        notes.append("validation holds no benign window: no threshold can be set from it")
-        say(f"note: {notes[-1]}")
 
     metadata: dict[str, Any] = {
         "dataset": layout.dataset,
@@ -149,10 +149,10 @@ class Reader:
     def rows(self, places: NDArray[np.integer]) -> pl.DataFrame:
         """The rows at these places, which ascend."""
         frames = []
-        for first in range(0, self.count, BLOCK):
-            inside = places[np.searchsorted(places, first) : np.searchsorted(places, first + BLOCK)]
-            if len(inside):
-                frames.append(self.block(first, min(first + BLOCK, self.count))[inside - first])
+        while len(places):
+            first = int(places[0])
+            inside, places = np.split(places, [np.searchsorted(places, first + BLOCK)])
+            frames.append(self.block(first, int(inside[-1]) + 1)[inside - first])
         return pl.concat(frames, rechunk=True)
 
     def hashes(self) -> NDArray[np.uint64]:
@@ -200,30 +200,34 @@ def _write(folder: Path, file: str, part: Windows, events: Events, reader: Reade
     with (folder / f"X_{file}_sequences.npy").open("wb") as stream:
         header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)), "fortran_order": False, "shape": (len(first), part.length, width)}
         np.lib.format.write_array_header_1_0(stream, header)
-        for low, high in _blocks(first, last):
+        for low, high in _blocks(part, max(1, min(BLOCK, BYTES // (width * 4)))):
             _write_block(stream, part, low, high, reader, encoder)
 
 
-def _blocks(first: NDArray[np.int64], last: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Ranges of windows whose rows span at most `BLOCK`, or one window."""
+def _blocks(part: Windows, most: int) -> Iterator[tuple[int, int]]:
+    """Ranges of windows over at most `most` rows of the part, or one window."""
     low = 0
-    while low < len(first):
-        high = max(low + 1, int(np.searchsorted(last, first[low] + BLOCK)))
+    while low < len(part.starts):
+        high = max(low + 1, int(np.searchsorted(part.starts, part.starts[low] + most - part.length, side="right")))
         yield low, high
         low = high
 
 
 def _write_block(stream: IO[bytes], part: Windows, low: int, high: int, reader: Reader, encoder: Encoder) -> None:
     """Encode the rows of windows `low...high - 1`, each once, and append the windows."""
-    places = part.rows[part.starts[low:high, None] + np.arange(part.length)]
-    first, end = int(places[0, 0]), int(places[-1, -1]) + 1
-    needed = np.zeros(end - first, dtype=bool)
-    needed[places - first] = True
-    encoded = encoder.encode(reader.block(first, end).filter(pl.Series(needed)))
-    place = np.cumsum(needed) - 1
+    starts = part.starts[low:high] - part.starts[low]
+    change = np.zeros(int(starts[-1]) + part.length + 1, dtype=np.int32)
+    np.add.at(change, starts, 1)
+    np.add.at(change, starts + part.length, -1)
+    needed = np.flatnonzero(np.cumsum(change[:-1]))  # places of the part that a window covers
+    rows = part.rows[needed + part.starts[low]]
+    order = np.argsort(rows, kind="stable")
+    encoded = encoder.encode(reader.rows(rows[order]))
+    place = np.zeros(len(change) - 1, dtype=np.int64)
+    place[needed[order]] = np.arange(len(rows))
     step = max(1, CHUNK // (part.length * encoded.shape[1] * 4))
-    for begin in range(0, len(places), step):
-        stream.write(encoded[place[places[begin : begin + step] - first]].data)
+    for begin in range(0, len(starts), step):
+        stream.write(encoded[place[starts[begin : begin + step, None] + np.arange(part.length)]].data)
 
 
 def run(words: list[str] | None = None) -> None:

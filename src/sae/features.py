@@ -397,7 +397,8 @@ class Encoder:
     def _add(self, result: NDArray[np.float32], block: sparse.csr_array, code: NDArray[np.int64], place: slice) -> None:
         """Add the sparse columns `place` of rows, given those of their distinct values, to `result` (N, K)."""
         if self.components is None:
-            result[:, place] = block.toarray()[code]
+            picked = sparse.csr_array(block[code])
+            result[np.repeat(np.arange(len(code)), np.diff(picked.indptr)), place.start + picked.indices] = picked.data
         else:
             result += (block @ self.components[:, place].T)[code]
 

@@ -33,12 +33,15 @@ SCHEMAS = Path(__file__).parent / "schemas"
 PRESETS: dict[str, dict[str, str]] = {
     "bigbase": {"basic": "v1", "extended": "v2"},
     "unraveled": {"network": "v1"},
-    "ciciot2023": {},
+    "ciciot2023": {"merged39": "v1", "classic46": "v2"},
     "iot23": {},
     "nbaiot": {},
     "otrf": {},
 }
 """Data sets, and the presets of each with the number of its configuration; a data set without presets has `v1` alone."""
+
+USUAL = {"ciciot2023": "merged39"}
+"""Presets that hold where none is named; CICIoT2023's newer release is the one that is found today."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +110,10 @@ def preset(dataset: str, name: str | None = None) -> Preset:
     """The configuration of a data set; `name` chooses where there are several.
 
     Raises:
-        UserError: when the data set has no such preset, or has several and none is named.
+        UserError: when the data set has no such preset, or has several, none of them usual, and none is named.
     """
     known = PRESETS[dataset]
+    name = name or USUAL.get(dataset)
     if name is None:
         if len(known) > 1:
             raise UserError(f"data set '{dataset}' has several configurations; choose one with --config-preset: {', '.join(known)}")

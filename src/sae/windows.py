@@ -122,7 +122,7 @@ class Windows:
     """Windows of one part, not yet made: window i is `rows[starts[i] : starts[i] + length]`."""
 
     rows: NDArray[np.int64]
-    """Rows of the events that the part keeps."""
+    """Rows of the events that the part keeps; they ascend inside a session, and inside a label of a shuffled one."""
     starts: NDArray[np.int64]
     """(W,) first place in `rows`."""
     length: int
@@ -133,10 +133,10 @@ class Windows:
     """(W,) of the last attack row, or of the last row where there is none."""
 
     @classmethod
-    def lay(cls, events: Events, segment: NDArray[np.int64], length: int, stride: int) -> Windows:
-        """Every window inside one segment; rows of segment -1 are out."""
-        rows = np.flatnonzero(segment >= 0)
-        starts = window_starts(segment[rows], length, stride)
+    def lay(cls, events: Events, order: NDArray[np.int64], segment: NDArray[np.int64], length: int, stride: int) -> Windows:
+        """Every window inside one segment; `segment` (N,) is of the rows as they stand in `order`, those of -1 are out."""
+        rows = order[segment >= 0]
+        starts = window_starts(segment[segment >= 0], length, stride)
         ends = starts + length
         attack = events.attack[rows]
         count = np.concatenate(([0], np.cumsum(attack == 1)))
@@ -183,8 +183,19 @@ def divide(events: Events, schema: Mapping[str, Any], settings: EncodingSettings
     return capture_side(events.group, events.session, events.label, events.ordered, shares, gap, shortest=settings.seq_len), {**split, "gap": gap}
 
 
+def _in_runs(events: Events) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(N,) rows as windows are laid over them, and the (N,) run of each of these: its session, and in a shuffled session its label, too.
+
+    Neighbours in a shuffled file have nothing to do with each other, so that of a file with many classes hardly a window would be of one of them alone.
+    """
+    shuffled = np.where(events.ordered, 0, events.label + 1).astype(np.int64)
+    run = events.session * np.int64(len(events.labels) + 1) + shuffled
+    order = np.argsort(run, kind="stable") if shuffled.any() else np.arange(len(run))
+    return order, run[order]
+
+
 def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool_], settings: EncodingSettings) -> list[Windows]:
-    """Windows of each of `PARTS`, each inside one session; those of the first hold no attack row.
+    """Windows of each of `PARTS`, each inside one session; those of the first hold no attack row, those of a shuffled session one class.
 
     Args:
         events: all rows.
@@ -193,15 +204,16 @@ def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool
         settings: length and stride.
 
     Raises:
-        UserError: when a part has no window.
+        UserError: when a part has no window, or validation no benign one though events have labels.
     """
     result = []
+    order, run = _in_runs(events)
     for index, part in enumerate(PARTS):
         out = removed | (side != index)
         if index == 0:
             out = out | (events.attack == 1)
-        segment = segments(events.session, side, out, events.ordered)
-        windows = Windows.lay(events, segment, settings.seq_len, settings.stride)
+        segment = segments(run, side[order], out[order], events.ordered[order])
+        windows = Windows.lay(events, order, segment, settings.seq_len, settings.stride)
         if not len(windows.starts):
             if index == 0 and not (events.attack != 1).any():
                 raise UserError(
@@ -211,6 +223,12 @@ def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool
             what = "benign rows" if index == 0 else "rows"
             raise UserError(f"{part} has no window of {settings.seq_len} {what}: its longest run has {longest}; choose a smaller --seq-len or another split")
         result.append(windows)
+    unlabelled = (events.attack < 0).all()
+    if not unlabelled and not (result[1].y == 0).any():
+        raise UserError(
+            f"validation has no benign window of {settings.seq_len} rows (each of {len(result[1].y):,} holds an attack or unlabelled row), but those set the "
+            "threshold; choose a smaller --seq-len or another split (--leave-out GROUP, or 'split' of the schema), or add benign captures"
+        )
     return result
 
 
