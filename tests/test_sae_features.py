@@ -56,10 +56,55 @@ CONFIG = {
         ("DWORD (0x0000014a) 1a2b3c4d5e", "dword <hex> <hex>"),
         ("user=admin,mode_a", "user admin mode a"),
         ("", ""),
+        (r"C:\Users\pgustavo\AppData\x.tmp", "c users <user> appdata x .tmp"),
+        (r"C:\Users\Ann Lee\x.tmp", "c users <user> x .tmp"),
+        (r"dir C:\Users\ann & whoami", "dir c users <user> whoami"),
+        (r"C:\Users\Public\x.exe", "c users public x .exe"),
+        (r"net use \\DC01\admin$ /user:DOMAIN\name", "net use <host> admin /user <named>"),
+        (r"Invoke-Command -ComputerName DC01 -Credential SITE\ann", "invoke command -computername <named> -credential <named>"),
+        (r"runas SITE\ann cmd", "runas <account> cmd"),
+        (r"reg query HKLM\Software", "reg query hklm software"),
+        ("curl https://files.site.example/a.ps1", "curl https <host> a .ps1"),
+        ("curl http://10.0.0.5:8000/a", "curl http <ip> <num> a"),
+        ("ping dc01.site.local", "ping <host>"),
+        ("ssh ann@dc01.site.com", "ssh <user>"),
+        ("ping fe80::1ff:fe23:4567:890a -n 2", "ping <ip6> -n <num>"),
+        ("arp 00-1A-2B-3C-4D-5E 00:1a:2b:3c:4d:5e", "arp <mac> <mac>"),
+        ("[Convert]::FromBase64String", "convert frombase64string"),
+        (r"\\?\C:\x.sys \??\C:\y.sys \\.\pipe\z", "c x .sys c y .sys pipe z"),
+        (r"InstallUtil.exe /u c:\ProgramData\x.dll", "installutil .exe /u c programdata x .dll"),
+        ("net user ann /add", "net user <user> /add"),
+        (r"bin\python.exe x\y.ps1", "bin python .exe x y .ps1"),
     ],
 )
 def test_tokens(text: str, found: str) -> None:
     assert tokens(text) == found.split()
+
+
+NAMED = (
+    r"C:\Users\{user}\AppData\Local\x.exe -a",
+    r"net use \\{host}\c$ /user:{domain}\{user}",
+    r"powershell.exe -File \\{host}.{domain}.local\share\go.ps1",
+    r"wmic /node:{host} process call create cmd.exe",
+    r"schtasks /create /ru {domain}\{user} /tn job",
+    r"curl http://{host}.{domain}.com/x --user {user}",
+    r"ssh {user}@{host}",
+    r"net user {user} /domain",
+    r"runas {domain}\{user}",
+)
+
+
+def test_who_and_where_do_not_show() -> None:
+    """The same behaviour of other people on other hosts of another domain is the same vector."""
+    here, there = (
+        pl.DataFrame({"CommandLine": [line.format(**names) for line in NAMED] * 3})
+        for names in ({"user": "pgustavo", "host": "DC01", "domain": "shire"}, {"user": "ann.lee-2", "host": "WORKSTATION5", "domain": "panda-lab"})
+    )
+    encoder = Encoder.fit(here, {"tfidf_columns": ["CommandLine"]}, 1000, seed=0)
+    assert not [name for name in encoder.feature_names if any(word in name for word in ("pgustavo", "dc01", "shire"))]
+    np.testing.assert_array_equal(encoder.encode(there), encoder.encode(here))
+    assert Encoder.fit(there, {"tfidf_columns": ["CommandLine"]}, 1000, seed=0).feature_names == encoder.feature_names
+    assert len(np.unique(encoder.encode(here), axis=0)) == len(NAMED), "different commands stay different"
 
 
 def test_text_goes_through_tfidf() -> None:
@@ -235,6 +280,11 @@ LEAKING = [
         "unique_id",
         "timestamp",
     ),
+    *("EventTime", "EventReceivedTime", "TimeCreated", "SystemTime", "time", "date", "datetime", "window_start", "StartTime", "starttime"),
+    *("IpAddress", "SourceAddress", "DestAddress", "ClientAddress", "saddr", "daddr", "Src IP Addr", "SourceIPv6"),
+    *("Workstation", "WorkstationName", "QueryName", "requested_server_name", "device", "DestinationHostname", "Computer Name"),
+    *("User", "SourceUser", "TargetUserName", "AccountName", "UserID", "UserSid", "Subject User Name"),
+    *("dataset_file", "dataset_id", "pcap", "Flow ID", "tactic", "MD5", "server_fingerprint"),
     *("session", "time_ms", "label", "attack", "group", "ordered"),
 ]
 
@@ -243,9 +293,27 @@ LEAKING = [
 @pytest.mark.parametrize("key", ["tfidf_columns", "categorical_columns", "numeric_columns"])
 def test_time_hosts_addresses_and_identifiers_are_refused_as_features(name: str, key: str) -> None:
     config = {key: [name]}
-    with pytest.raises(UserError, match="is a time, host, address, identifier or label"):
+    with pytest.raises(UserError, match="is a time, host, address, account, identifier or label"):
         check_config(config, SYSMON, [name, "Image"])
     check_config({**config, "leakage_report": True}, SYSMON, [name, "Image"])
+
+
+def test_what_is_no_name_is_allowed() -> None:
+    names = ["EventID", "id.resp_p", "Time_To_Live", "user_agent", "orig_ip_bytes", "ip_version", "SourceIsIpv6", "IPv", "DNS", "duration", "IAT", "Image"]
+    check_config({"categorical_columns": names}, SYSMON, names)
+
+
+def test_accounts_are_allowed_as_accounts_alone() -> None:
+    names = ["User", "TargetUserName", "Computer", "UserID"]
+    check_config({"account_columns": names[:2]}, SYSMON, names)
+    for name in names[2:]:
+        with pytest.raises(UserError, match=f"'{name}' is a time, host"):
+            check_config({"account_columns": [name]}, {}, names)
+
+
+def test_the_column_of_groups_is_refused() -> None:
+    with pytest.raises(UserError, match="'Batch' is a time, host"):
+        check_config({"categorical_columns": ["Batch"]}, {"group": "column:Batch"}, ["Batch"])
 
 
 def test_a_host_column_of_any_name_is_refused() -> None:

@@ -1,9 +1,10 @@
 """Columns of events as numbers: what is fitted on benign training rows, and how rows are encoded with it.
 
 Text. A path or command line is a bag of tokens (`tokens`): words, flags and file extensions, with numbers, hexadecimal strings, GUIDs,
-SIDs, addresses and encoded blobs each collapsed to one placeholder. Each text column has a vocabulary of its own, of the tokens that the
-most training rows hold, weighted by TF-IDF (idf = ln((1 + n) / (1 + df)) + 1; Salton & Buckley 1988, Information Processing & Management
-24(5)) and scaled to length 1. Beside it stands the share of its tokens that are in no vocabulary (`COLUMN:new`).
+SIDs, addresses, encoded blobs, names of people, hosts and domains each collapsed to one placeholder. Each text column has a vocabulary of
+its own, of the tokens that the most training rows hold, weighted by TF-IDF (idf = ln((1 + n) / (1 + df)) + 1; Salton & Buckley 1988,
+Information Processing & Management 24(5)) and scaled to length 1. Beside it stands the share of its tokens that are in no vocabulary
+(`COLUMN:new`).
 Categories are one-hot; rare ones share `other`, absent ones have `missing`. The sparse columns of both are reduced together by a truncated
 SVD (Halko et al. 2011, SIAM Review 53(2)) when there are more than `max_features` of them; components keep their scale, so that each
 text column weighs about as much as one number.
@@ -52,18 +53,42 @@ GAP = "seconds_since_previous"
 KEYS = {"tfidf_columns", "tfidf_params", "categorical_columns", "port_columns", "account_columns", "numeric_columns", "derived_columns", "leakage_report"}
 """Keys of an encoding configuration."""
 
-LEAKS = re.compile(
-    r"(guid|hash|hashes|hostname|timestamp|UtcTime|_seen_ms|RecordNumber)$"
-    r"|(^|[._])(uid|id|ts|ip|mac|oui|host|addr|address)$"
-    r"|^id\.(orig|resp)_h$|^(Source|Destination)Ip$|(Process|Thread|Logon)Id$|^Computer$",
-    re.IGNORECASE,
-)
-"""Names of columns that say when, where or who."""
+PRIVATE = frozenset((
+    "time", "times", "timestamp", "ts", "date", "datetime", "utc", "epoch", "seen", "start", "starttime", "endtime", "eventtime", "ip", "ipv4", "ipv6", "srcip", "dstip", "sourceip",
+    "destip", "ipaddr", "addr", "saddr", "daddr", "address", "mac", "macaddr", "oui", "host", "hosts", "hostname", "computer", "computername", "workstation", "machine",
+    "device", "server", "domain", "query", "fingerprint", "id", "ids", "uid", "guid", "pid", "tid", "userid", "flowid", "sessionid", "processid", "logonid", "record", "hash",
+    "hashes", "md5", "sha1", "sha256", "imphash", "thumbprint", "tunnel", "dataset", "pcap", "capture", "campaign", "scenario", "session", "label", "tactic", "technique",
+))  # fmt: skip
+"""Words in names of columns that say when, where or what was recorded."""
 
+ACCOUNTS = frozenset(("user", "users", "username", "account", "owner", "login", "sid"))
+"""Words in names of columns that say who; such a column may be an account, of which only the kind is kept."""
+
+MEASURES = frozenset(("bytes", "packets", "pkts", "count", "length", "version", "is"))
+"""Words in names of columns that hold a measure of a host or address instead of its name: `orig_ip_bytes`."""
+
+HARMLESS = {("event", "id"), ("id", "orig", "p"), ("id", "resp", "p"), ("time", "to", "live"), ("user", "agent")}
+"""Names that have such a word and tell nothing of the kind: what an event is, ports, a header field, a program."""
+
+_ADDRESS = r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![a-z0-9.-])"
 TOKEN = re.compile(
     r"(?P<guid>[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
     r"|(?P<sid>s-1-[0-9]+(?:-[0-9]+)+)"
+    r"|(?P<mac>(?<![0-9a-f:-])[0-9a-f]{2}(?:[:-][0-9a-f]{2}){5}(?![0-9a-f:-]))"
+    r"|(?P<ip6>(?<![a-z0-9:.\]])(?=[0-9a-f:]*[0-9])(?:(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4})*)?::"
+    r"(?:[0-9a-f]{1,4}(?::[0-9a-f]{1,4})*)?)(?![a-z0-9:]))"
     r"|(?P<ip>(?<![0-9.])[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![0-9.]))"
+    # A value behind a flag that names one, as in /user:DOMAIN\name and -ComputerName DC01; the flag is a token, too.
+    r"|(?P<named>(?:(?<=\s)|^)(?P<key>(?:--?|/)(?:(?:u|d|dc|s|p)(?=[:=])|user|username|ru|domain|computer|computername|server|node|hostname|credential))"
+    r'(?:[:=]|\s+)"?(?![a-z]:[\\/])(?!' + _ADDRESS + r')[^\s"/,;-][^\s",;]*)'
+    r"|(?P<user>(?:(?<=[\\/]users[\\/])|(?<=[\\/]users\\\\)|(?<=[\\/]home[\\/])|(?<=[\\/]documents and settings[\\/]))"
+    r'(?!(?:public|default|default user|all users)(?![^\\/\s"]))(?:[^\\/"' + r"'" + r':\s]+(?: [^\\/"' + r"'" + r':\s]+){0,3}(?=[\\/])|[^\\/"' + r"'" + r"\s]+)"
+    r'|(?<=net user )[^\s/"]+|(?<=net1 user )[^\s/"]+|(?<=vboxtrayipc-)[^\\\s]+'
+    r"|[a-z0-9._-]+@[a-z0-9-]+(?:\.[a-z0-9-]+)*)"
+    r"|(?P<host>(?<![a-z0-9:\\.\])}])\\{2,}(?!" + _ADDRESS + r")[a-z0-9][a-z0-9._-]*"
+    r"|(?<=://)(?:[^\s/@\"']+@[^\s/:\"']+|(?!" + _ADDRESS + r")[a-z0-9][a-z0-9._-]*)"
+    r"|(?<![a-z0-9\\/._-])[a-z0-9-]+(?:\.[a-z0-9-]+)*\.(?:local|lan|internal|corp|[a-z0-9-]+\.(?:com|net|org))(?![a-z0-9.-]))"
+    r"|(?P<account>(?<![^\s\"'=,])(?!hk[a-z_]+\\)[a-z0-9][a-z0-9.-]*\\[a-z0-9][a-z0-9_-]*(?:\.[a-z0-9_-]{5,})?\$?(?![a-z0-9\\/.*$]))"
     r"|(?P<flag>(?:(?<=\s)|^)(?:--?|/)[a-z][a-z0-9]*(?![a-z0-9\\/]))"
     r"|(?P<blob>[a-z0-9+]{32,}=*)"
     r"|(?P<hex>0x[0-9a-f]+|(?<![a-z0-9])(?=[a-f]*[0-9])[0-9a-f]{8,}(?![a-z0-9]))"
@@ -75,12 +100,30 @@ KEPT = {"flag", "ext", "word"}
 
 
 def tokens(text: str) -> list[str]:
-    r"""Tokens of a path or command line, in lower case.
+    r"""Tokens of a path or command line, in lower case; people, hosts and domains are placeholders where the text shows that they are.
 
-    `C:\Windows\System32\cmd.exe /c ping -n 4 10.0.0.1` gives `c windows system32 cmd .exe /c ping -n <num> <ip>`.
+    `C:\Windows\System32\cmd.exe /c ping -n 4 10.0.0.1` gives `c windows system32 cmd .exe /c ping -n <num> <ip>`,
+    `net use \\DC01\c$ /user:SITE\ann` gives `net use <host> c /user <named>`.
     """
-    found = TOKEN.finditer(text[:LONGEST].lower())
-    return [match[0] if match.lastgroup in KEPT else f"<{match.lastgroup}>" for match in found]
+    found: list[str] = []
+    for match in TOKEN.finditer(text[:LONGEST].lower()):
+        if match.lastgroup == "named":
+            found.append(match["key"])
+        found.append(match[0] if match.lastgroup in KEPT else f"<{match.lastgroup}>")
+    return found
+
+
+def name_words(name: str) -> tuple[str, ...]:
+    """Words of a column's name in lower case: `SourceProcessGUID`, `Src IP Addr` and `id.orig_h` have three each."""
+    return tuple(word.lower() for word in re.findall(r"[A-Z]+(?![a-z])[0-9]*|[A-Z]?[a-z]+[0-9]*|[0-9]+", name.replace("IPv", "Ipv")))
+
+
+def leaks(name: str, account: bool) -> bool:
+    """Whether a column's name says that it tells when, where or who; an `account` may tell who."""
+    words = name_words(name)
+    if words in HARMLESS or MEASURES.intersection(words):
+        return False
+    return bool((PRIVATE if account else PRIVATE | ACCOUNTS).intersection(words))
 
 
 def check_config(config: Mapping[str, Any], schema: Mapping[str, Any], columns: Sequence[str]) -> None:
@@ -88,7 +131,7 @@ def check_config(config: Mapping[str, Any], schema: Mapping[str, Any], columns: 
 
     Args:
         config: the encoding configuration.
-        schema: stage 1's schema: its `time_column`, `host_column` and `label_column` are no features.
+        schema: stage 1's schema: its `time_column`, `host_column`, `label_column` and column of groups are no features.
         columns: columns that stage 1 wrote.
 
     Raises:
@@ -122,12 +165,13 @@ def check_config(config: Mapping[str, Any], schema: Mapping[str, Any], columns: 
     for key in ("time_column", "host_column", "label_column"):
         found = schema.get(key) or []
         private |= {found} if isinstance(found, str) else set(found)
+    private.add(str(schema.get("group")).removeprefix("column:"))
     reserved = {"label", "attack", "group", "session", "time_ms", "ordered"}
     for name in named:
-        if name in private | reserved or LEAKS.search(name):
+        if name in private | reserved or leaks(name, account=name in config.get("account_columns", ())):
             raise UserError(
-                f"encoding configuration: '{name}' is a time, host, address, identifier or label, by which a model would know the capture instead of the "
-                'behaviour; leave it out, or set "leakage_report": true to measure how much it gives away'
+                f"encoding configuration: '{name}' is a time, host, address, account, identifier or label, by which a model would know the capture instead of "
+                'the behaviour; leave it out (of an account, account_columns keep the kind), or set "leakage_report": true to measure how much it gives away'
             )
 
 
