@@ -141,6 +141,15 @@ def open_artifact(folder: Path, kind: str) -> dict[str, Any]:
     return meta
 
 
+def checksum(folder: Path) -> str | None:
+    """What tells this artifact from any other, one of the same settings included; None where there is none."""
+    _put_back(folder)
+    try:
+        return _digest(folder / "checksums.json")
+    except FileNotFoundError:
+        return None
+
+
 def _put_back(folder: Path) -> None:
     """Undo a replacement that was killed between its two renames: the old artifact had stepped aside, the new one was not there yet."""
     if not folder.exists():
