@@ -150,7 +150,7 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     told = [
         f"{name.replace('_', ' ')} {_words(test[name])}" for name in ("roc_auc", "pr_auc", "prevalence", "precision", "recall", "f1", "fpr", "event_recall")
     ]
-    lines.append(f"at a target of {limit['target_fpr']:g} false alarms: " + ", ".join(told))
+    lines.append(f"at a nominal rate of {limit['nominal_fpr']:.3g} false alarms: " + ", ".join(told))
     lines += [f"{name.replace('_', ' ')} is not known: {test[name]['reason']}" for name in ("roc_auc",) if test[name]["value"] is None]
     return lines
 

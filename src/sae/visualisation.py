@@ -44,7 +44,7 @@ STRETCHES = 400
 class VisualisationSettings:
     """How stage 5 draws."""
 
-    points: int = 1500
+    points: int = 1200
     """Windows in the picture of the latent space."""
     seed: int = 0
     """Of their choice, and of t-SNE."""
@@ -204,8 +204,9 @@ def distribution_figure(scored: Scored, layout: Layout) -> Figure:
     axes.set_xscale("log")
     _decades(axes.xaxis, bins[0], bins[-1])
     axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel("reconstruction error of a window, log scale (1 is usual for benign windows)", fontsize=10)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_xlabel("reconstruction error of a window, log scale (about 1 on benign training windows)", fontsize=10)
     axes.set_ylabel("share of the class", fontsize=10)
     note = None if (scored.marks.attack == 1).any() else "no window is known to be of an attack"
     axes.legend(title=note, facecolor="white", edgecolor="none", framealpha=0.85, fontsize=9.5, title_fontsize=9.5, alignment="left", loc="upper right")
@@ -397,7 +398,7 @@ def visualise(layout: Layout, settings: VisualisationSettings, say: Say) -> None
     }
     with new_artifact(layout.vis, KIND, {"dataset": layout.dataset, "version": layout.version, "latent_windows": len(chosen)}) as target:
         for name, figure in figures.items():
-            figure.savefig(target / f"{name}.png")
+            figure.savefig(target / f"{name}.png", pil_kwargs={"optimize": True})
     say(f"six figures in {layout.vis}")
 
 
