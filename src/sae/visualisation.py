@@ -44,7 +44,7 @@ STRETCHES = 400
 class VisualisationSettings:
     """How stage 5 draws."""
 
-    points: int = 1200
+    points: int = 900
     """Windows in the picture of the latent space."""
     seed: int = 0
     """Of their choice, and of t-SNE."""
