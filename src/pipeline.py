@@ -25,7 +25,7 @@ from agents.training import RLTrainer, identity, load_policy
 from envs.attackers import check_techniques
 from envs.recording import write_html, write_png
 from envs.scenarios import load_scenario
-from src.artifacts import checksum, write_text
+from src.artifacts import content_digest, write_text
 from src.config import Config, describe, nearest
 from src.data.bank import TraceBank
 from src.data.dataset import Dataset, load_dataset
@@ -157,13 +157,14 @@ class Run:
 
     def _joined(self) -> bool:
         """Whether the sensor was made of the networks and the autoencoder that lie there now."""
-        parts = [checksum(self.networks), checksum(self.autoencoder)]
-        return None not in parts and (self.sensor_folder / "predictor").exists() and self._meta()["made_of"] == parts
+        if not all(place.exists() for place in (self.networks, self.autoencoder, self.sensor_folder / "predictor")):
+            return False
+        return self._meta()["made_of"] == [content_digest(self.networks), content_digest(self.autoencoder)]
 
     def _read(self) -> bool:
         """Whether the bank holds readings of the sensor that lies there now."""
         place = self.bank_folder / "meta.json"
-        return place.exists() and json.loads(place.read_text(encoding="utf-8"))["predictor"] == checksum(self.sensor_folder / "predictor")
+        return place.exists() and json.loads(place.read_text(encoding="utf-8"))["predictor"] == content_digest(self.sensor_folder / "predictor")
 
     def _join(self) -> None:
         """Join what was trained to one sensor, and fill the trace bank with its readings."""
@@ -194,7 +195,7 @@ class Run:
         sensor = EnhancedAttackPredictor.load(self.sensor_folder / "predictor")
         self.say("reading the held-back windows with the sensor, once")
         bank = build_bank(self.traces, sensor, sensor.scale, name="fused sensor")
-        made_by = checksum(self.sensor_folder / "predictor")
+        made_by = content_digest(self.sensor_folder / "predictor")
         bank.save(self.bank_folder, {"data_hash": self.traces.data_hash, "seed": self.config.compute.seed, "predictor": made_by})
         return bank
 

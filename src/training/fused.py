@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from src.artifacts import checksum
+from src.artifacts import content_digest
 from src.config import Config
 from src.data.dataset import Dataset
 from src.data.taxonomy import family_index
@@ -83,7 +83,7 @@ def assemble(config: Config, dataset: Dataset, networks: Path, autoencoder: Path
         evaluation = LSTMTrainer(config, dataset).evaluate(lambda windows: sensor.read(windows).probabilities)
     parts = {**trained["metrics"], **{f"autoencoder/{key}": value for key, value in apart["metrics"].items()}}
     metrics = {**parts, **evaluation.metrics(), "seconds": parts["seconds"] + parts["autoencoder/seconds"]}
-    sensor.save(folder, {**provenance(config, dataset), "metrics": metrics, "made_of": [checksum(networks), checksum(autoencoder)]})
+    sensor.save(folder, {**provenance(config, dataset), "metrics": metrics, "made_of": [content_digest(networks), content_digest(autoencoder)]})
     if log is not None:
         log.log_metrics({f"test/{key}": value for key, value in metrics.items()})
         log.log_table(evaluation.rows(), "sensor_classes.json")
