@@ -34,7 +34,7 @@ from src.config import SAEModelConfig
 from src.evaluation.statistics import interval
 from src.models.loop import seeded
 from src.models.lstm_attack_predictor import LSTMConfig, build_model
-from src.models.lstm_sae import SAEConfig, build_autoencoder
+from src.models.lstm_sae import AnomalyDetector, SAEConfig, build_autoencoder
 from src.models.subspace import BenignSubspace
 from src.models.temporal_lstm import AdvancedLSTMTemporal, ModelConfig, create_model, get_config
 
@@ -220,6 +220,8 @@ def sensors(folder: Path, quick: bool, rng: np.random.Generator) -> list[dict[st
     shape = SAEModelConfig()
     sae = build_autoencoder(SAEConfig(SENSOR_FEATURES, SENSOR_ROWS, shape.encoder_units, shape.decoder_units, shape.dropout), 0, windows[0].numpy()).eval()
 
+    detector = AnomalyDetector.fit(sae, windows[:1024].numpy(), windows[1024:].numpy())
+
     def rebuilt(part: Tensor) -> Tensor:
         with torch.inference_mode():
             return sae(part)
@@ -227,7 +229,8 @@ def sensors(folder: Path, quick: bool, rng: np.random.Generator) -> list[dict[st
     for name, model, eager in (
         ("base LSTM", Probabilities(base), base.predict_attack_probability),
         ("temporal LSTM, fast_training", Probabilities(temporal), temporal.predict_attack_probability),
-        ("LSTM autoencoder", sae, rebuilt),
+        ("LSTM autoencoder, reconstruction", sae, rebuilt),
+        ("LSTM autoencoder, anomaly", None, lambda part: detector.anomaly(part.numpy())),
         ("anomaly subspace", None, lambda part: subspace.anomaly(part.numpy())),
     ):
         rows = []

@@ -78,7 +78,9 @@ def write_text(path: Path, text: str) -> None:
             with contextlib.suppress(FileNotFoundError):  # it is gone where it became `path`
                 os.unlink(name)
     except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
+        raise UserError(
+            f"cannot write '{path}': {error.strerror}; choose a writable folder (--set compute.artifacts=FOLDER, or --out where a command has it)"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -93,7 +95,9 @@ def new_artifact(folder: Path, kind: str, meta: dict[str, Any]) -> Iterator[Path
         _put_back(folder)
         target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise UserError(f"cannot write artifact '{folder}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
+        raise UserError(
+            f"cannot write artifact '{folder}': {error.strerror}; choose a writable folder (--set compute.artifacts=FOLDER, or --out where a command has it)"
+        ) from error
     try:
         target.chmod(0o755)
         yield target
@@ -139,6 +143,17 @@ def open_artifact(folder: Path, kind: str) -> dict[str, Any]:
     if meta.get("kind") != kind:
         raise UserError(f"artifact '{folder}' is a {meta.get('kind')}, not a {kind}")
     return meta
+
+
+def content_digest(folder: Path) -> str:
+    """Digest of what an artifact holds, but not of when and how it was made: the same data written again have the same one.
+
+    Raises:
+        UserError: when the folder is no artifact.
+    """
+    sums = _read_json(folder, "checksums.json", "complete")
+    sums.pop("meta.json", None)
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
 
 def _put_back(folder: Path) -> None:

@@ -25,7 +25,7 @@ from agents.training import RLTrainer, identity, load_policy
 from envs.attackers import check_techniques
 from envs.recording import write_html, write_png
 from envs.scenarios import load_scenario
-from src.artifacts import write_text
+from src.artifacts import content_digest, write_text
 from src.config import Config, describe, nearest
 from src.data.bank import TraceBank
 from src.data.dataset import Dataset, load_dataset
@@ -130,7 +130,7 @@ class Run:
 
     def train_networks(self, join: bool = True) -> None:
         """Train base LSTM and temporal LSTM on `fit`; then `join` them with the autoencoder, which is trained first if it is missing."""
-        if not (self.resume and self.networks.exists()):
+        if not self._finished(self.networks):
             with self.tracker.nested("predictor", {"phase": "lstm"}) as log:
                 rows, classes = len(self.data.splits["fit"].label), len(self.data.class_names)
                 self.say(f"training the attack predictor (base LSTM, then temporal LSTM) on {self.source} traffic: {rows:,} rows, {classes} classes")
@@ -140,14 +140,31 @@ class Run:
 
     def train_autoencoder(self, join: bool = True) -> None:
         """Train the LSTM autoencoder on benign windows of `fit`; then `join` it with the networks, which are trained first if they are missing."""
-        if not (self.resume and self.autoencoder.exists()):
+        if not self._finished(self.autoencoder):
             with self.tracker.nested("autoencoder", {"phase": "sae"}) as log:
                 self.say(f"training the LSTM autoencoder on benign {self.source} traffic")
                 trained = AutoencoderTrainer(self.config, self.data, log).train(self.autoencoder, self.resume)
                 title = f"anomaly score on held-out {self.source} windows, each family against benign: alarms at 1 % and 5 % of calibration windows"
                 print_table(title, trained.rows, DETECTION_COLUMNS, self.console)
+                log.log_artifact(self.autoencoder, "autoencoder")
+                self.tracker.log_metrics({f"autoencoder/{key}": trained.metrics[key] for key in ("auroc", "benign_alarms_05") if key in trained.metrics})
         if join:
             self._join()
+
+    def _finished(self, folder: Path) -> bool:
+        """Whether a run that goes on has this training behind it: its artifact is there, and no checkpoint of one that was cut off."""
+        return self.resume and folder.exists() and not list(folder.parent.glob(f"{folder.name}.*checkpoint*"))
+
+    def _joined(self) -> bool:
+        """Whether the sensor was made of the networks and the autoencoder that lie there now."""
+        if not all(place.exists() for place in (self.networks, self.autoencoder, self.sensor_folder / "predictor")):
+            return False
+        return self._meta()["made_of"] == [content_digest(self.networks), content_digest(self.autoencoder)]
+
+    def _read(self) -> bool:
+        """Whether the bank holds readings of the sensor that lies there now."""
+        place = self.bank_folder / "meta.json"
+        return place.exists() and json.loads(place.read_text(encoding="utf-8"))["predictor"] == content_digest(self.sensor_folder / "predictor")
 
     def _join(self) -> None:
         """Join what was trained to one sensor, and fill the trace bank with its readings."""
@@ -156,11 +173,16 @@ class Run:
         if not self.networks.exists():
             self.train_networks(join=False)
         target = self.sensor_folder / "predictor"
+        if self.resume and self._joined():
+            self.bank()
+            self._print_sensor()
+            return
         with self.tracker.nested("sensor", {"phase": "sensor"}) as log:
             joined = assemble(self.config, self.data, self.networks, self.autoencoder, target, log)
             example = self._windows(8)
             log.log_model("attack-predictor", target, "src.models.predictor_interface", example, joined.sensor.read(example).table())
-            log.log_metrics({"eval/accuracy": joined.metrics["accuracy"], "eval/macro_f1": joined.metrics["macro_f1"]})
+            log.log_metrics({f"eval/{key}": joined.metrics[key] for key in ("accuracy", "macro_f1")})
+            self.tracker.log_metrics({f"predictor/{key}": joined.metrics[key] for key in ("accuracy", "macro_f1")})
         self._build_bank()
         self._print_sensor()
 
@@ -173,7 +195,8 @@ class Run:
         sensor = EnhancedAttackPredictor.load(self.sensor_folder / "predictor")
         self.say("reading the held-back windows with the sensor, once")
         bank = build_bank(self.traces, sensor, sensor.scale, name="fused sensor")
-        bank.save(self.bank_folder, {"data_hash": self.traces.data_hash, "seed": self.config.compute.seed})
+        made_by = content_digest(self.sensor_folder / "predictor")
+        bank.save(self.bank_folder, {"data_hash": self.traces.data_hash, "seed": self.config.compute.seed, "predictor": made_by})
         return bank
 
     def _meta(self) -> dict[str, Any]:
@@ -192,9 +215,9 @@ class Run:
 
     def bank(self) -> TraceBank:
         """The trace bank of this data, with the sensor trained first if it is missing."""
-        if not (self.sensor_folder / "predictor").exists():
+        if not self._joined():
             self._join()
-        elif not self.bank_folder.exists():
+        elif not self._read():
             self._build_bank()
         return TraceBank.load(self.bank_folder)
 
@@ -256,9 +279,7 @@ class Run:
             log.log_metrics({f"eval/{name}/{named.get(key, key)}": value for key, value in row.items() if key != "policy"})
         log.log_table(found.rows, "evaluation.json")
         # The parent carries the headline figures, so that two invocations compare without opening their nested runs.
-        scores = self._meta()["metrics"]
-        headline = {f"return/{_short(row['policy'])}": row["return"] for row in found.rows}
-        self.tracker.log_metrics({**headline, "predictor/accuracy": scores["accuracy"], "predictor/macro_f1": scores["macro_f1"]})
+        self.tracker.log_metrics({f"return/{_short(row['policy'])}": row["return"] for row in found.rows})
 
     def _draw(self, found: Comparison, runner: BenchmarkRunner, agent: Path, log: Tracker) -> None:
         self.keep(comparison_figure(found.rows, self.source), "comparison", log)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 
 from src.artifacts import open_artifact
@@ -19,6 +20,7 @@ from tests.encoded import make_run
 FILES = {
     "evaluation_results.json",
     "reconstruction_errors.npy",
+    "scores.npy",
     "anomaly_scores.npy",
     "predictions.npy",
     "threshold.json",
@@ -52,7 +54,7 @@ def test_files_are_those_of_the_pipeline(layout: Layout, results: dict) -> None:
 
 def test_measures_are_those_of_scikit_learn(layout: Layout, results: dict) -> None:
     y = np.load(layout.encoded / "y_test.npy")
-    errors, said = (np.load(layout.eval / f"{name}.npy") for name in ("reconstruction_errors", "predictions"))
+    errors, said = (np.load(layout.eval / f"{name}.npy") for name in ("scores", "predictions"))
     test = results["test"]
     for name, value in {
         "roc_auc": roc_auc_score(y, errors),
@@ -70,8 +72,20 @@ def test_measures_are_those_of_scikit_learn(layout: Layout, results: dict) -> No
     assert sum(test["confusion"].values()) == len(y)
 
 
+def test_reconstruction_errors_are_what_the_network_leaves(layout: Layout, results: dict) -> None:
+    y, windows = (np.load(layout.encoded / f"{name}.npy") for name in ("y_test", "X_test_sequences"))
+    errors = np.load(layout.eval / "reconstruction_errors.npy")
+    model = AnomalyDetector.load(layout.model)[0].model
+    with torch.no_grad():
+        left = (model(torch.from_numpy(windows)) - torch.from_numpy(windows)).numpy()
+    np.testing.assert_allclose(errors, (left**2).mean(axis=(1, 2)), rtol=1e-5)
+    assert results["reconstruction_error"] == {
+        "roc_auc": pytest.approx(roc_auc_score(y, errors)), "pr_auc": pytest.approx(average_precision_score(y, errors)),
+    }  # fmt: skip
+
+
 def test_an_alarm_is_an_anomaly_above_one_minus_the_rate(layout: Layout, results: dict) -> None:
-    scores, said, errors = (np.load(layout.eval / f"{name}.npy") for name in ("anomaly_scores", "predictions", "reconstruction_errors"))
+    scores, said, errors = (np.load(layout.eval / f"{name}.npy") for name in ("anomaly_scores", "predictions", "scores"))
     np.testing.assert_array_equal(said == 1, scores > 1 - 0.05)
     np.testing.assert_array_equal(said == 1, errors > results["threshold"]["threshold"])
     assert results["threshold"]["share_of_reference_above"] < 0.05

@@ -26,7 +26,7 @@ from src.models.loop import seeded
 from src.models.lstm_attack_predictor import Scaler
 
 KIND = "lstm-sae"
-SOURCE = "LSTM autoencoder reconstruction p-value"
+SOURCE = "LSTM autoencoder p-value"
 AT_ONCE = 2048
 """Windows that go through the network at once."""
 ROUNDING = 1e-9

@@ -3,8 +3,8 @@
 Where the readings come from, stated once (and in each artifact's `meta.json`): `probabilities` are those of the base LSTM and of the
 temporal LSTM, pooled (`src.models.fusion`); `risk` is the severity-weighted probability of both and of what the anomaly adds to the odds of
 an attack; `uncertainty` is how far the networks and the draws from the temporal LSTM's posterior disagree, against what is usual on
-calibration windows; `anomaly` is one minus a conformal p-value of how badly an LSTM autoencoder of benign windows tells the window
-(`src.models.lstm_sae`), or of its distance from their subspace (`src.models.subspace`) where none was trained. A base LSTM alone gives
+calibration windows; `anomaly` is one minus a conformal p-value of how far the window, and what an LSTM autoencoder cannot rebuild of it, lie
+from benign ones (`src.models.lstm_sae`), or of its distance from their subspace (`src.models.subspace`) where none was trained. A base LSTM alone gives
 its own probabilities, and their entropy as the uncertainty.
 """
 
@@ -150,9 +150,9 @@ class EnhancedAttackPredictor:
         stays the last one that the model reads; of a longer one the newest `sequence_length` steps are read. Order of keys is free.
 
         Returns:
-            `predicted_attack` (class), `attack_category` (its family), `confidence` (its probability), `risk_score` (severity-weighted
-            probability), `is_attack` (the class is not benign), `severity_level` (none, low, medium, high, critical: fifths of the risk
-            score), `all_probabilities` (by class), `uncertainty`, `anomaly_score`.
+            `predicted_attack` (class), `attack_category` (its family), `confidence` (its probability), `risk_score` (severity-weighted probability, raised
+            by the anomaly where the sensor is a fused one), `is_attack` (the class is not benign), `severity_level` (none, low, medium, high, critical:
+            fifths of the risk score), `all_probabilities` (by class), `uncertainty`, `anomaly_score`.
 
         Raises:
             UserError: for an empty sequence, a missing or unknown feature, or a value that is no finite number.
@@ -220,7 +220,7 @@ class EnhancedAttackPredictor:
                 second = Second(temporal, Fusion.from_tensors(fusion), float(fusion["usual_disagreement"]))
             sensor = cls(model, detector, meta["feature_names"], meta["class_names"], second)
             sensor.read(np.zeros((1, model.config.sequence_length, model.config.input_size), dtype=np.float32))
-        except (OSError, KeyError, RuntimeError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"artifact '{folder}' holds no usable sensor ({' '.join(str(error).split())}); train it again") from error
         return sensor
 

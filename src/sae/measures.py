@@ -101,13 +101,13 @@ def runs(flag: NDArray[np.bool_], session: NDArray[np.integer]) -> tuple[NDArray
     return np.sort(np.concatenate((np.flatnonzero(step == 1), cut))), np.sort(np.concatenate((np.flatnonzero(step == -1), cut)))
 
 
-def ranking(errors: NDArray[np.float64], attack: NDArray[np.bool_], sample: Bootstrap) -> tuple[Values, Values]:
+def ranking(scores: NDArray[np.float64], attack: NDArray[np.bool_], sample: Bootstrap) -> tuple[Values, Values]:
     """Area under the ROC curve and average precision, (1 + R,) each: of the windows as they are, then of each resample.
 
     Ties count half in the first, and share one threshold in the second, as in scikit-learn. NaN where a class is missing.
     """
-    order = np.argsort(-errors, kind="stable")
-    last = np.flatnonzero(np.append(np.diff(errors[order]) != 0, True))  # last window of each tie
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # last window of each tie
     of, hit = sample.blocks.of[order], attack[order]
     area, precision = np.empty(len(sample.weights)), np.empty(len(sample.weights))
     step = max(1, _CELLS // len(order))
@@ -123,33 +123,43 @@ def ranking(errors: NDArray[np.float64], attack: NDArray[np.bool_], sample: Boot
     return area, precision
 
 
-def judge(marks: Marks, errors: NDArray[np.float64], threshold: float, resamples: int, seed: int) -> dict[str, Any]:
+def judge(marks: Marks, scores: NDArray[np.float64], threshold: float, resamples: int, seed: int) -> dict[str, Any]:
     """All measures of a split.
 
     Args:
         marks: of N windows.
-        errors: (N,), the higher, the more abnormal.
-        threshold: an error above it is an alarm.
+        scores: (N,), the higher, the more abnormal.
+        threshold: a score above it is an alarm.
         resamples: draws of sessions behind each interval.
         seed: of the draws.
     """
     order = np.argsort(marks.session, kind="stable")  # windows of a session together, in the order they had
-    marks, errors = marks.take(order), errors[order]
+    marks, scores = marks.take(order), scores[order]
     known = marks.attack >= 0
     return {
         "windows": {name: int((marks.attack == value).sum()) for name, value in (("benign", 0), ("attack", 1), ("unknown", -1))},
         "sessions": len(np.unique(marks.session)),
-        "alarms": int((errors > threshold).sum()),
-        **_measures(marks.take(known), errors[known], threshold, resamples, seed),
-        "time": _over_time(marks, errors > threshold),
-        "by_group": _parts(marks.take(known), errors[known], threshold),
-        "by_label": _labels(marks, errors, threshold),
+        "alarms": int((scores > threshold).sum()),
+        **_measures(marks.take(known), scores[known], threshold, resamples, seed),
+        "time": _over_time(marks, scores > threshold),
+        "by_group": _parts(marks.take(known), scores[known], threshold),
+        "by_label": _labels(marks, scores, threshold),
     }
 
 
-def _measures(marks: Marks, errors: NDArray[np.float64], threshold: float, resamples: int, seed: int) -> dict[str, Any]:
+def plain_ranking(marks: Marks, scores: NDArray[np.float64]) -> dict[str, float | None]:
+    """Areas under the curves of scores (N,) to compare with, without intervals; null where a class is missing."""
+    known = marks.attack >= 0
+    attack = marks.attack[known] == 1
+    if not attack.any() or attack.all():
+        return {"roc_auc": None, "pr_auc": None}
+    area, precision = ranking(scores[known], attack, Bootstrap(Blocks(np.arange(len(attack)), np.zeros(len(attack), np.int64)), 0, 0))
+    return {"roc_auc": float(area[0]), "pr_auc": float(precision[0])}
+
+
+def _measures(marks: Marks, scores: NDArray[np.float64], threshold: float, resamples: int, seed: int) -> dict[str, Any]:
     """Measures of windows that are known to be of an attack or not, sorted by session, with intervals."""
-    attack, alarm = marks.attack == 1, errors > threshold
+    attack, alarm = marks.attack == 1, scores > threshold
     first, end = runs(attack, marks.session)
     seen = np.logical_or.reduceat(np.append(alarm, False), np.column_stack((first, end)).ravel())[::2] if len(first) else np.zeros(0, np.bool_)
     found = {
@@ -171,7 +181,7 @@ def _measures(marks: Marks, errors: NDArray[np.float64], threshold: float, resam
     events[first] = np.column_stack((seen, np.ones(len(first))))  # each event stands at its first window
     counted = sample.sums(np.column_stack((attack & alarm, ~attack & alarm, attack, ~attack, events)))  # (1 + R, 6)
     true, false, attacks, benign, caught, happened = counted.T
-    area, average = ranking(errors, attack, sample)
+    area, average = ranking(scores, attack, sample)
     with np.errstate(invalid="ignore", divide="ignore"):
         values = {
             "roc_auc": area,
@@ -261,12 +271,12 @@ def _over_time(marks: Marks, alarm: NDArray[np.bool_]) -> dict[str, Any]:
     }
 
 
-def _parts(marks: Marks, errors: NDArray[np.float64], threshold: float) -> list[dict[str, Any]]:
+def _parts(marks: Marks, scores: NDArray[np.float64], threshold: float) -> list[dict[str, Any]]:
     """A row a group: how it fares alone, at the common threshold. Null where it lacks a class."""
     found = []
     for group in np.unique(marks.group):
         mine = marks.group == group
-        one = _measures(marks.take(mine), errors[mine], threshold, 1, 0)
+        one = _measures(marks.take(mine), scores[mine], threshold, 1, 0)
         points = {name: one[name]["value"] for name in ("prevalence", *_NEEDS)}
         found.append(
             {
@@ -280,13 +290,13 @@ def _parts(marks: Marks, errors: NDArray[np.float64], threshold: float) -> list[
     return found
 
 
-def _labels(marks: Marks, errors: NDArray[np.float64], threshold: float) -> list[dict[str, Any]]:
+def _labels(marks: Marks, scores: NDArray[np.float64], threshold: float) -> list[dict[str, Any]]:
     """A row a label: the share that raises an alarm (recall, or for benign windows the false alarms), and how it ranks against benign windows."""
-    benign = np.sort(errors[marks.attack == 0])
+    benign = np.sort(scores[marks.attack == 0])
     found = []
     for label in np.unique(marks.label):
         mine = marks.label == label
-        values, state = errors[mine], int(marks.attack[mine].max())
+        values, state = scores[mine], int(marks.attack[mine].max())
         below = (np.searchsorted(benign, values, "left") + np.searchsorted(benign, values, "right")) / 2
         found.append(
             {
@@ -294,7 +304,7 @@ def _labels(marks: Marks, errors: NDArray[np.float64], threshold: float) -> list
                 "attack": {1: True, 0: False, -1: None}[state],
                 "windows": int(mine.sum()),
                 "alarmed": float((values > threshold).mean()),
-                "median_error": float(np.median(values)),
+                "median_score": float(np.median(values)),
                 "roc_auc": float(below.mean() / len(benign)) if state == 1 and len(benign) else None,
             }
         )

@@ -37,14 +37,14 @@ INK, MUTED, GRID, BENIGN, ATTACK, ALARM = "#1f2933", "#8a94a0", "#e4e7eb", "#0b7
 OTHERS = (ATTACK, "#5f3dc4", "#e67700", "#a61e4d", "#2b8a3e", "#1864ab", "#795548")
 """Colours of attack labels, the most frequent first; what is beyond shares one."""
 STRETCHES = 400
-"""Stretches of a long session, of which the least and the largest error are drawn."""
+"""Stretches of a long session, of which the least and the largest score are drawn."""
 
 
 @dataclass(frozen=True)
 class VisualisationSettings:
     """How stage 5 draws."""
 
-    points: int = 1500
+    points: int = 900
     """Windows in the picture of the latent space."""
     seed: int = 0
     """Of their choice, and of t-SNE."""
@@ -55,8 +55,10 @@ class Scored:
     """The test split with what stage 4 said of it."""
 
     marks: Marks
+    scores: NDArray[np.float64]
+    """(N,) the detector's; the higher, the more abnormal."""
     errors: NDArray[np.float64]
-    """(N,) the higher, the more abnormal."""
+    """(N,) mean squared reconstruction errors."""
     threshold: float
     results: dict[str, Any]
     """Stage 4's."""
@@ -73,11 +75,13 @@ class Scored:
         """
         open_artifact(layout.eval, evaluation.KIND)
         marks = Marks.read(layout.encoded, "test")
-        errors = np.array(read_array(layout.eval / "reconstruction_errors.npy"))
-        if errors.shape != marks.attack.shape:
-            raise UserError(f"'{layout.eval}' judges {len(errors)} windows and '{layout.encoded}' holds {len(marks)}; run stage 4 again")
+        scores, errors = (np.array(read_array(layout.eval / f"{name}.npy")) for name in ("scores", "reconstruction_errors"))
+        if not scores.shape == errors.shape == marks.attack.shape:
+            raise UserError(f"'{layout.eval}' judges {len(scores)} windows and '{layout.encoded}' holds {len(marks)}; run stage 4 again")
         results, names = read_json(layout.eval / "evaluation_results.json"), read_json(layout.encoded / "metadata.json", ("sessions",))
-        return cls(marks, errors, results["threshold"]["threshold"], results, "synthetic" if names.get("synthetic") else "real", tuple(names["sessions"]))
+        return cls(
+            marks, scores, errors, results["threshold"]["threshold"], results, "synthetic" if names.get("synthetic") else "real", tuple(names["sessions"])
+        )
 
     def classes(self) -> list[tuple[str, str, NDArray[np.bool_]]]:
         """Name, colour and windows of each kind that occurs: benign, attack, without a label."""
@@ -100,7 +104,7 @@ class Scored:
         counts = self.results["test"]["windows"]
         known = counts["benign"] + counts["attack"]
         share = f"{100 * counts['attack'] / known:.1f} % with an attack" if known else "none with a label"
-        return f"{title}\n{layout.dataset} {layout.version} ({self.source} data), {len(self.errors):,} test windows, {share}"
+        return f"{title}\n{layout.dataset} {layout.version} ({self.source} data), {len(self.scores):,} test windows, {share}"
 
 
 def _open(scored: Scored, layout: Layout, title: str, width: float, height: float) -> Figure:
@@ -139,7 +143,7 @@ def roc_figure(scored: Scored, layout: Layout) -> Figure:
     if test["roc_auc"]["value"] is None:
         return _instead(figure, test["roc_auc"]["reason"])
     known = scored.marks.attack >= 0
-    false, true, _ = roc_curve(scored.marks.attack[known], scored.errors[known])
+    false, true, _ = roc_curve(scored.marks.attack[known], scored.scores[known])
     benign = test["windows"]["benign"]
     for axes, logarithmic in zip(figure.subplots(1, 2, sharey=True), (False, True), strict=True):
         smallest = 0.5 / benign if logarithmic else 0.0
@@ -168,7 +172,7 @@ def precision_recall_figure(scored: Scored, layout: Layout) -> Figure:
     if test["pr_auc"]["value"] is None:
         return _instead(figure, test["pr_auc"]["reason"])
     known = scored.marks.attack >= 0
-    precision, recall, _ = precision_recall_curve(scored.marks.attack[known], scored.errors[known])
+    precision, recall, _ = precision_recall_curve(scored.marks.attack[known], scored.scores[known])
     axes = figure.subplots()
     axes.plot(recall, precision, color=BENIGN, lw=2, drawstyle="steps-post", label=f"average precision {_told(test['pr_auc'])}", clip_on=False)
     prevalence = test["prevalence"]["value"]
@@ -186,30 +190,33 @@ def precision_recall_figure(scored: Scored, layout: Layout) -> Figure:
 
 
 def distribution_figure(scored: Scored, layout: Layout) -> Figure:
-    """How errors are spread in each class, on a logarithmic axis, with the threshold."""
-    figure = _open(scored, layout, "Reconstruction errors by class", 8.4, 4.6)
-    axes = figure.subplots()
-    errors = _positive(scored.errors)
-    low, high = float(errors.min()), float(errors.max())
-    bins = np.geomspace(low, high if high > low * 1.01 else low * 1.01, 70).tolist()
-    for name, colour, mine in scored.classes():
-        beyond = f", {100 * (scored.errors[mine] > scored.threshold).mean():.1f} % above"
-        weights = np.full(mine.sum(), 1 / mine.sum())
-        axes.hist(np.clip(errors[mine], low, high), bins=bins, weights=weights, color=colour, alpha=0.35, histtype="stepfilled")  # type: ignore[arg-type]
-        axes.hist(
-            np.clip(errors[mine], low, high), bins=bins, weights=weights, color=colour, lw=1.6, histtype="step", label=f"{name}: {mine.sum():,} windows{beyond}"
-        )  # type: ignore[arg-type]
+    """How reconstruction errors, and the detector's scores with the threshold, are spread in each class, on logarithmic axes."""
+    figure = _open(scored, layout, "Reconstruction errors and scores by class", 11, 4.8)
+    left, right = figure.subplots(1, 2)
+    for axes, values, what in ((left, scored.errors, "mean squared reconstruction error"), (right, scored.scores, "the detector's score, which decides")):
+        values = _positive(values)
+        low, high = float(values.min()), float(values.max())
+        bins = np.geomspace(low, high if high > low * 1.01 else low * 1.01, 60).tolist()
+        for name, colour, mine in scored.classes():
+            told = f"{name}: {mine.sum():,} windows"
+            if axes is right:
+                told += f", {100 * (scored.scores[mine] > scored.threshold).mean():.1f} % above"
+            shown = {"x": np.clip(values[mine], low, high), "bins": bins, "weights": np.full(mine.sum(), 1 / mine.sum()), "color": colour}
+            axes.hist(**shown, alpha=0.35, histtype="stepfilled")
+            axes.hist(**shown, lw=1.6, histtype="step", label=told)
+        axes.set_xscale("log")
+        _decades(axes.xaxis, bins[0], bins[-1])
+        axes.set_xlabel(f"{what}, log scale", fontsize=10)
+        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
     rate = scored.results["threshold"]["nominal_fpr"]
-    axes.axvline(scored.threshold, color=INK, lw=1.4, ls="--", label=f"threshold {scored.threshold:.3g}, for {100 * rate:.2g} % false alarms")
-    axes.set_xscale("log")
-    _decades(axes.xaxis, bins[0], bins[-1])
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.25)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel("reconstruction error of a window, log scale (1 is usual for benign windows)", fontsize=10)
-    axes.set_ylabel("share of the class", fontsize=10)
+    right.axvline(scored.threshold, color=INK, lw=1.4, ls="--", label=f"threshold {scored.threshold:.3g}, for {100 * rate:.2g} % false alarms")
     note = None if (scored.marks.attack == 1).any() else "no window is known to be of an attack"
-    axes.legend(title=note, facecolor="white", edgecolor="none", framealpha=0.85, fontsize=9.5, title_fontsize=9.5, alignment="left", loc="upper right")
-    _plain(axes)
+    for axes in (left, right):
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
+        axes.legend(title=note, facecolor="white", edgecolor="none", framealpha=0.85, fontsize=9, title_fontsize=9, alignment="left", loc="upper right")
+        _plain(axes)
+    left.set_ylabel("share of the class", fontsize=10)
     return figure
 
 
@@ -220,9 +227,9 @@ def _decades(axis: Any, low: float, high: float) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _positive(errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Errors that a logarithmic axis can show."""
-    return np.maximum(errors, max(float(errors[errors > 0].min(initial=1.0)), 1e-12))
+def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values that a logarithmic axis can show."""
+    return np.maximum(values, max(float(values[values > 0].min(initial=1.0)), 1e-12))
 
 
 def latent_figure(scored: Scored, layout: Layout, codes: NDArray[np.float64], chosen: NDArray[np.int64], seed: int) -> Figure:
@@ -296,7 +303,7 @@ def confusion_figure(scored: Scored, layout: Layout) -> Figure:
 
 
 def temporal_figure(scored: Scored, layout: Layout, panels: int = 4) -> Figure:
-    """Errors along the sessions that hold the most attack windows, attacks shaded."""
+    """Scores along the sessions that hold the most attack windows, attacks shaded."""
     marks = scored.marks
     sessions, of, sizes = np.unique(marks.session, return_inverse=True, return_counts=True)
     attacks = np.bincount(of, weights=marks.attack == 1)
@@ -304,18 +311,18 @@ def temporal_figure(scored: Scored, layout: Layout, panels: int = 4) -> Figure:
     chosen = np.lexsort((-sizes, -attacks, ~mixed))[:panels]
     if attacks.any():
         chosen = chosen[attacks[chosen] > 0]
-    figure = _open(scored, layout, "Errors over time", 10.4, 1.75 * len(chosen) + 1.6)
+    figure = _open(scored, layout, "Scores over time", 10.4, 1.75 * len(chosen) + 1.6)
     drawn = np.atleast_1d(figure.subplots(len(chosen), 1, sharey=True))
     for axes, session in zip(drawn, chosen, strict=True):
         mine = np.flatnonzero(of == session)
         x, axis = _clock(marks.time[mine])
-        _session(axes, x, _positive(scored.errors)[mine], marks.attack[mine] == 1, scored.threshold)
+        _session(axes, x, _positive(scored.scores)[mine], marks.attack[mine] == 1, scored.threshold)
         name = scored.session_names[sessions[session]]
         told = f"{len(mine):,} windows, {int(attacks[session]):,} with an attack" if attacks.any() else f"{len(mine):,} windows"
         axes.set_title(f"{name if len(name) <= 64 else '…' + name[-63:]}: {told}", loc="left", fontsize=10, color=INK)
         axes.set_xlabel(axis, fontsize=9.5)
     _decades(drawn[0].yaxis, *drawn[0].get_ylim())
-    figure.supylabel("reconstruction error of a window, log scale", fontsize=10, color=INK)
+    figure.supylabel("score of a window, log scale", fontsize=10, color=INK)
     handles: list[Any] = [
         Line2D([], [], marker="o", ls="", ms=5, color=BENIGN, label="no alarm"),
         Line2D([], [], marker="o", ls="", ms=5, color=ALARM, label="alarm"),
@@ -341,7 +348,7 @@ def _clock(time: NDArray[np.int64]) -> tuple[NDArray[np.float64], str]:
     return seconds / scale, f"{unit} since its first window"
 
 
-def _session(axes: Any, x: NDArray[np.float64], errors: NDArray[np.float64], attack: NDArray[np.bool_], threshold: float) -> None:
+def _session(axes: Any, x: NDArray[np.float64], scores: NDArray[np.float64], attack: NDArray[np.bool_], threshold: float) -> None:
     """One session; of a long one the extremes of each of `STRETCHES` stretches."""
     width = max(float(np.ptp(x)), 1e-9)
     first, end = runs(attack, np.zeros(len(x), np.int64))
@@ -350,11 +357,11 @@ def _session(axes: Any, x: NDArray[np.float64], errors: NDArray[np.float64], att
     kept = np.arange(len(x))
     if len(x) > 2 * STRETCHES:
         edges = np.linspace(0, len(x), STRETCHES + 1).astype(int)
-        kept = np.unique([a + pick(errors[a:b]) for a, b in itertools.pairwise(edges) for pick in (np.argmin, np.argmax)])
+        kept = np.unique([a + pick(scores[a:b]) for a, b in itertools.pairwise(edges) for pick in (np.argmin, np.argmax)])
     size = 2.4 if len(kept) > 200 else 4.0
-    alarm = errors[kept] > threshold
-    axes.plot(x[kept][~alarm], errors[kept][~alarm], "o", ms=size, color=BENIGN, mew=0)
-    axes.plot(x[kept][alarm], errors[kept][alarm], "o", ms=size + 0.4, color=ALARM, mew=0)
+    alarm = scores[kept] > threshold
+    axes.plot(x[kept][~alarm], scores[kept][~alarm], "o", ms=size, color=BENIGN, mew=0)
+    axes.plot(x[kept][alarm], scores[kept][alarm], "o", ms=size + 0.4, color=ALARM, mew=0)
     axes.axhline(threshold, color=INK, lw=1.2, ls="--")
     axes.set_yscale("log")
     axes.set_xlim(x[0] - 0.01 * width, x[-1] + 0.01 * width)
@@ -397,7 +404,7 @@ def visualise(layout: Layout, settings: VisualisationSettings, say: Say) -> None
     }
     with new_artifact(layout.vis, KIND, {"dataset": layout.dataset, "version": layout.version, "latent_windows": len(chosen)}) as target:
         for name, figure in figures.items():
-            figure.savefig(target / f"{name}.png")
+            figure.savefig(target / f"{name}.png", pil_kwargs={"optimize": True})
     say(f"six figures in {layout.vis}")
 
 

@@ -23,7 +23,7 @@ from src.models.lstm_sae import AnomalyDetector, SAEConfig, build_autoencoder
 from src.training.explanation_figures import canvas
 from src.training.log import TrainingLog
 from src.training.lstm_trainer import provenance, torch_threads, training_bar
-from src.training.sae_trainer import SAETrainer
+from src.training.sae_trainer import SAETrainer, evenly
 
 WINDOWS = 20_000
 """Benign windows of a split that are used at most, evenly spread: what is usual settles far below that."""
@@ -74,7 +74,7 @@ class AutoencoderTrainer:
         starts = starts[np.isin(rows.label[starts], self._benign)]
         if len(starts) == 0:
             raise UserError(f"split '{split}' holds no benign window of {self.config.data.window} rows; read more benign rows or lower data.window")
-        return starts[np.linspace(0, len(starts) - 1, min(len(starts), WINDOWS)).astype(np.int64)]
+        return evenly(starts, WINDOWS)
 
     def windows(self, split: str) -> NDArray[np.float32]:
         """(W, T, F) raw benign windows of a split."""
@@ -100,7 +100,8 @@ class AutoencoderTrainer:
         """
         started, compute = time.perf_counter(), self.config.compute
         checkpoint = folder.with_name(f"{folder.name}.checkpoint.pt")
-        model = build_autoencoder(self.shape, compute.seed, self.dataset.splits["fit"].features)
+        known = self.dataset.splits["fit"]
+        model = build_autoencoder(self.shape, compute.seed, known.features[np.isin(known.label, self._benign)])
         trainer = SAETrainer(model, self.config.sae.training, seed=compute.seed, device=compute.device)
         identity = f"{self.dataset.data_hash} {self.dataset.feature_names} {self.dataset.class_names}"
         with torch_threads(compute.threads), training_bar("autoencoder", self.config.sae.training.epochs, "loss") as show:
@@ -115,12 +116,13 @@ class AutoencoderTrainer:
             detector = AnomalyDetector.fit(model, self.windows("fit"), self.windows("calibrate"))
             rows, metrics = self._evaluate(detector)
         metrics |= {
-            "best_epoch": float(min(history, key=lambda row: row["calibrate/loss"])["epoch"]),
+            "best_epoch": float(trainer.stopping.best_epoch),
             "epochs": float(len(history)),
+            **{f"windows_{split}": float(len(self.benign(split))) for split in ("fit", "calibrate")},
             "parameters": float(model.count_parameters()),
             "seconds": time.perf_counter() - started,
         }
-        names = {"feature_names": self.dataset.feature_names, "class_names": self.dataset.class_names}
+        names = {"feature_names": self.dataset.feature_names, "class_names": self.dataset.class_names, "stopped": trainer.stopping.reason}
         detector.save(folder, {**provenance(self.config, self.dataset), **names, "metrics": metrics, "families": rows})
         checkpoint.unlink(missing_ok=True)
         if self.log is not None:

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from src.artifacts import content_digest
 from src.config import Config
 from src.data.dataset import Dataset
 from src.data.taxonomy import family_index
+from src.errors import UserError
 from src.models.fusion import Fusion, disagreement
 from src.models.lstm_attack_predictor import RealDataLSTMPredictor
 from src.models.lstm_sae import AnomalyDetector
@@ -43,7 +45,7 @@ class TrainedSensor:
 
 def join(config: Config, dataset: Dataset, base: RealDataLSTMPredictor, temporal: AdvancedLSTMTemporal, detector: Detector) -> EnhancedAttackPredictor:
     """One sensor of both networks and the anomaly, its weights and reference values fitted on `calibrate`."""
-    batches, benign = LSTMTrainer(config, dataset).batches("calibrate"), np.flatnonzero(family_index(dataset.class_names) == 0)
+    batches, attack = LSTMTrainer(config, dataset).batches("calibrate"), family_index(dataset.class_names) != 0
     members, anomaly, apart = [], [], []
     with torch.inference_mode():
         for batch in batches:
@@ -52,7 +54,6 @@ def join(config: Config, dataset: Dataset, base: RealDataLSTMPredictor, temporal
             members.append(np.stack([alone.numpy(), draws.mean(dim=0).numpy()]))
             anomaly.append(detector.anomaly(windows.numpy()))
             apart.append(disagreement([alone[None], draws]))
-    attack = ~np.isin(np.arange(len(dataset.class_names)), benign)
     fusion = Fusion.fit(np.concatenate(members, axis=1).astype(np.float64), np.concatenate(anomaly), batches.labels.numpy(), attack)
     second = Second(temporal, fusion, max(float(torch.cat(apart).mean()), LEAST_DISAGREEMENT))
     return EnhancedAttackPredictor(base, detector, dataset.feature_names, dataset.class_names, second)
@@ -70,16 +71,19 @@ def assemble(config: Config, dataset: Dataset, networks: Path, autoencoder: Path
         log: receives the figures.
 
     Raises:
-        UserError: when an artifact is missing or altered, or a split is empty.
+        UserError: when an artifact is missing or altered, the two read different windows, or a split is empty.
     """
     base, temporal, trained = load_networks(networks)
     detector, apart = AnomalyDetector.load(autoencoder)
+    reads = [(tuple(meta.get("feature_names", ())), shape.sequence_length) for meta, shape in ((trained, base.config), (apart, detector.model.config))]
+    if reads[0] != reads[1] or "metrics" not in apart:
+        raise UserError(f"autoencoder '{autoencoder}' and networks '{networks}' were not trained on windows of the same features and length; train both again")
     with torch_threads(config.compute.threads):
         sensor = join(config, dataset, base, temporal, detector)
         evaluation = LSTMTrainer(config, dataset).evaluate(lambda windows: sensor.read(windows).probabilities)
     parts = {**trained["metrics"], **{f"autoencoder/{key}": value for key, value in apart["metrics"].items()}}
     metrics = {**parts, **evaluation.metrics(), "seconds": parts["seconds"] + parts["autoencoder/seconds"]}
-    sensor.save(folder, {**provenance(config, dataset), "metrics": metrics})
+    sensor.save(folder, {**provenance(config, dataset), "metrics": metrics, "made_of": [content_digest(networks), content_digest(autoencoder)]})
     if log is not None:
         log.log_metrics({f"test/{key}": value for key, value in metrics.items()})
         log.log_table(evaluation.rows(), "sensor_classes.json")
