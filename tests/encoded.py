@@ -41,8 +41,9 @@ def write_encoded(folder: Path, sessions: int = 6, size: int = 40, attacked: int
         }
         for name, values in arrays.items():
             np.save(folder / f"{name}.npy", values)
-    names = {"labels": LABELS, "groups": GROUPS, "sessions": [f"host {i}" for i in range(sessions)], "notes": [], "synthetic": True}
+    names = {"labels": LABELS, "groups": GROUPS, "sessions": sessions, "notes": [], "synthetic": True}
     (folder / "metadata.json").write_text(json.dumps(names))
+    (folder / "sessions.json").write_text(json.dumps({"sessions": [f"host {i}" for i in range(sessions)]}))
 
 
 def write_model(layout: Layout) -> AnomalyDetector:

@@ -46,6 +46,8 @@ def made(dataset: str, root: Path, out: Path, **more: object) -> tuple[pl.DataFr
     assert frame.columns == [*schema["core_features"], *RESERVED]
     assert {name: frame.schema[name] for name in RESERVED} == RESERVED
     assert json.loads(layout.metadata.read_text()) == meta
+    stated = pl.read_parquet_metadata(layout.parquet)
+    assert (stated["digest"], stated["rows"]) == (meta["digest"], str(meta["rows"]))
     assert len(frame) == meta["rows"] == sum(meta["rows by label"].values()) == sum(meta["rows by group"].values()) == sum(meta["rows by attack"].values())
     assert pl.read_csv(layout.labels)["rows"].sum() == len(frame)
     assert sorted(path.name for path in out.rglob("*") if path.is_file()) == sorted([layout.parquet.name, layout.metadata.name, layout.labels.name])
@@ -107,6 +109,13 @@ def test_every_data_set_has_the_schema_of_its_presets() -> None:
         ({"core_features": ["session"]}, "core feature 'session' has the name of a column that every table has: label, attack"),
         ({"core_features": ["TacticLabel"]}, "core feature 'TacticLabel' is the label"),
         ({"time_unit": "mss"}, "time_unit 'mss': did you mean 'ms'"),
+        ({"label_column": 5}, "label_column is 5; it must be a name, a list of names, or null"),
+        ({"benign_label": {}}, "benign_label is {}; it must be a name, a list of names, or null"),
+        ({"host_column": ["Computer"]}, r"host_column is \['Computer'\]; it must be the name of a column, or null"),
+        ({"time_column": 3}, "time_column is 3; it must be the name of a column, or null"),
+        ({"group": "apt"}, "group is 'apt': "),
+        ({"split": "time"}, "split is 'time'; it must be an object"),
+        ({"split": {"by": "group", "train": "APT1"}}, "train is 'APT1'; it must be a list of names"),
         ({"session_gap_hours": "24"}, "session_gap_hours is '24'; it must be a number above 0"),
         ({"session_gap_hours": 0}, "session_gap_hours is 0; it must be a number above 0"),
         ({"coreFeatures": []}, "unknown key 'coreFeatures': did you mean 'core_features'"),

@@ -14,7 +14,7 @@ from src.sae.aggregation import aggregate, read_schema
 from src.sae.encoding import KIND, encode, run
 from src.sae.features import GAP, Encoder
 from src.sae.layout import Layout, preset, read_json
-from src.sae.windows import EncodingSettings, Events
+from src.sae.windows import EncodingSettings, Events, split_fault
 
 REAL = Path(__file__).parents[1] / ".." / "shared" / "data" / "iot23"
 needs_real = pytest.mark.skipif(not REAL.exists(), reason="connections of IoT-23 (../shared/data/iot23) are not here")
@@ -29,7 +29,7 @@ SEQ = 10
 CONFIG: dict[str, Any] = {
     "tfidf_columns": ["CommandLine", "Image"],
     "categorical_columns": ["EventID"],
-    "numeric_columns": ["SessionMark", "AttackMark", "Size"],
+    "numeric_columns": ["RunMark", "AttackMark", "Size"],
     "derived_columns": [GAP],
 }
 
@@ -54,7 +54,7 @@ def table(seed: int = 0, labelled: bool = True, scrambled: int = 0) -> pl.DataFr
         "EventID": np.where(hidden, 99, event),
         "CommandLine": pl.Series(np.where(hidden, "other words entirely", line).tolist(), dtype=pl.String),
         "Image": pl.Series(image.tolist(), dtype=pl.String),
-        "SessionMark": session.astype(np.float64),
+        "RunMark": session.astype(np.float64),
         "AttackMark": attack.astype(np.float64),
         "Size": np.where(hidden, 1e9, size),
         "label": np.where(attack, np.where(place == 62, "Exfiltration", "Execution"), "BenignTraffic").tolist(),
@@ -71,7 +71,7 @@ def write(root: Path, frame: pl.DataFrame, split: dict[str, Any] = BY_CAMPAIGN, 
     layout = Layout(root, dataset, "t1")
     layout.parquet.parent.mkdir(parents=True, exist_ok=True)
     layout.metadata.parent.mkdir(parents=True, exist_ok=True)
-    frame.write_parquet(layout.parquet)
+    frame.write_parquet(layout.parquet, metadata={"digest": "0", "rows": str(len(frame))})
     schema = {
         "core_features": frame.columns[:6],
         "time_column": None if dataset == "nbaiot" else "UtcTime",
@@ -79,7 +79,7 @@ def write(root: Path, frame: pl.DataFrame, split: dict[str, Any] = BY_CAMPAIGN, 
         "label_column": "TacticLabel",
         "split": split,
     }
-    layout.metadata.write_text(json.dumps({"schema": schema, "digest": "0"}))
+    layout.metadata.write_text(json.dumps({"schema": schema, "digest": "0", "rows": len(frame)}))
     return layout
 
 
@@ -93,6 +93,7 @@ class Written:
     def __init__(self, layout: Layout) -> None:
         self.folder = layout.encoded
         self.meta = json.loads((self.folder / "metadata.json").read_text())
+        self.sessions = json.loads((self.folder / "sessions.json").read_text())["sessions"]
         self.names = json.loads((self.folder / "feature_names.json").read_text())
 
     def load(self, name: str, part: str) -> np.ndarray:
@@ -130,6 +131,90 @@ def test_arrays_are_what_the_next_stages_read(campaigns: Written) -> None:
     assert campaigns.meta["windows"]["train"]["windows"] == 4 * HOSTS * ((60 - SEQ + 1) + (LENGTH - 63 - SEQ + 1))
 
 
+def test_hosts_stand_in_a_file_of_their_own(campaigns: Written) -> None:
+    assert campaigns.meta["sessions"] == len(campaigns.sessions) == len(CAMPAIGNS) * HOSTS
+    for file in campaigns.folder.glob("*.json"):
+        assert ("host0" in file.read_text()) == (file.name == "sessions.json"), file.name
+
+
+def test_every_row_of_every_label_is_accounted_for(campaigns: Written) -> None:
+    rows = campaigns.meta["rows_by_label"]
+    assert rows["BenignTraffic"] == {"rows": 12 * 87, "train": 8 * 87, "val": 2 * 87, "test": 2 * 87, "in_no_window": 0}
+    assert rows["Exfiltration"] == {"rows": 12, "train": 0, "val": 2, "test": 2, "in_no_window": 8}, "attacks of training campaigns are not learned"
+    assert not any("nothing is measured" in note for note in campaigns.meta["notes"])
+
+
+def test_an_attack_that_no_test_window_holds_is_said(tmp_path: Path) -> None:
+    early = pl.when((pl.col("label") == "Execution") & (pl.col("group") != "APT6")).then(pl.lit("Impact")).otherwise("label").alias("label")
+    said: list[str] = []
+    meta = encode(write(tmp_path, table().with_columns(early)), CONFIG, settings(), said.append)
+    note = "Impact: none of its 20 rows is in a window of the test part; nothing is measured of it"
+    assert note in meta["notes"]
+    assert f"note: {note}" in said
+    assert meta["rows_by_label"]["Impact"] == {"rows": 20, "train": 0, "val": 4, "test": 0, "in_no_window": 16}
+
+
+def test_rows_of_no_known_kind_leave_training_where_others_are_known(tmp_path: Path, campaigns: Written) -> None:
+    unknown = (pl.int_range(pl.len()) % LENGTH >= 70) & (pl.int_range(pl.len()) % LENGTH < 75)
+    frame = table().with_columns(pl.when(~unknown).then("attack").alias("attack"), pl.when(unknown).then(1e12).otherwise("Size").alias("Size"))
+    layout = write(tmp_path, frame)
+    meta = encode(layout, CONFIG, settings(), lambda _: None)
+    assert "60 of 1,080 rows have no label: they leave training" in meta["notes"][0]
+    assert meta["windows"]["train"]["unknown"] == 0
+    assert meta["windows"]["train"]["windows"] == 4 * HOSTS * ((60 - SEQ + 1) + (LENGTH - 75 - SEQ + 1))
+    assert meta["windows"]["test"]["unknown"] > 0
+    written = Written(layout)
+    assert written.mark("train", "Size").max() < 5, "neither fitted on nor learned"
+
+
+def test_a_half_written_first_stage_is_refused(tmp_path: Path) -> None:
+    layout = write(tmp_path, table())
+    meta = json.loads(layout.metadata.read_text())
+    for key, other in (("digest", "1"), ("rows", 3)):
+        layout.metadata.write_text(json.dumps({**meta, key: other}))
+        with pytest.raises(UserError, match="are of two runs; run stage 1 again"):
+            encode(layout, CONFIG, settings(), lambda _: None)
+    layout.metadata.write_text(json.dumps(meta))
+    table().write_parquet(layout.parquet)
+    with pytest.raises(UserError, match=r"digest not stated.* run stage 1 again"):
+        encode(layout, CONFIG, settings(), lambda _: None)
+    layout.parquet.write_bytes(b"PAR1 no more")
+    with pytest.raises(UserError, match="cannot be read as parquet"):
+        encode(layout, CONFIG, settings(), lambda _: None)
+    assert not layout.encoded.exists()
+
+
+def test_a_split_by_time_wants_times(tmp_path: Path) -> None:
+    timeless = table().with_columns(pl.lit(None, dtype=pl.Int64).alias("time_ms"))
+    with pytest.raises(UserError, match="splits by time, but no row has one"):
+        encode(write(tmp_path, timeless, BY_TIME), CONFIG, settings(), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("time", "split is 'time'; it must be an object with 'by': group, time, blocks"),
+        ({"by": "tme"}, "did you mean 'time'"),
+        ({"by": "time", "whithin": "group", "shares": [0.7, 0.2, 0.1]}, "unknown key 'whithin': did you mean 'within'"),
+        ({"by": "time", "within": "file", "shares": [0.7, 0.2, 0.1]}, "within is 'file'; allowed: 'group'"),
+        ({"by": "blocks", "shares": ["0.7", "0.2", "0.1"]}, "it must be three numbers above 0 that sum to 1"),
+        ({"by": "blocks", "shares": [0.7, 0.2]}, "it must be three numbers above 0"),
+        ({"by": "blocks", "shares": [0.7, 0.2, 0.2]}, "it must be three numbers above 0"),
+        ({"by": "group", "train": "APT1", "validation": ["APT5"], "test": ["APT6"]}, "train is 'APT1'; it must be a list of names"),
+        ({"by": "group", "train": ["APT1"], "test": ["APT6"]}, "validation is None; it must be a list of names"),
+    ],
+)
+def test_a_wrong_split_is_one_clear_line(split: Any, message: str) -> None:
+    assert message in str(split_fault(split))
+    assert split_fault(BY_CAMPAIGN) is split_fault({**BY_TIME, "within": "group"}) is split_fault(BY_BLOCKS) is None
+
+
+def test_an_endless_memory_limit_is_refused() -> None:
+    for limit in (float("inf"), float("nan"), 0.0):
+        with pytest.raises(UserError, match="--memory-limit is"):
+            settings(memory_limit=limit)
+
+
 def test_text_reaches_the_features(campaigns: Written) -> None:
     encoder = Encoder.load(campaigns.folder)
     assert "-x3" in encoder.vocabulary["CommandLine"]
@@ -153,7 +238,7 @@ def test_no_training_window_holds_an_attack_row(campaigns: Written) -> None:
 
 def test_no_window_crosses_two_hosts_or_files(campaigns: Written) -> None:
     for part, sessions in (("train", 8), ("val", 2), ("test", 2)):
-        mark = campaigns.mark(part, "SessionMark")
+        mark = campaigns.mark(part, "RunMark")
         assert (mark == mark[:, :1]).all()
         assert len(np.unique(campaigns.load("session", part))) == sessions
 
@@ -181,7 +266,7 @@ def test_new_rows_are_encoded_as_the_written_ones(campaigns: Written) -> None:
     frame = table().filter(pl.col("session") == "dataset-5.csv|host0")
     gaps = pl.Series(GAP, np.concatenate([[np.nan], np.diff(frame["time_ms"].to_numpy()) / 1000]).astype(np.float32))
     encoded = Encoder.load(campaigns.folder).encode(frame.with_columns(gaps))
-    here = np.flatnonzero(campaigns.load("session", "test") == campaigns.meta["sessions"].index("dataset-5.csv|host0"))
+    here = np.flatnonzero(campaigns.load("session", "test") == campaigns.sessions.index("dataset-5.csv|host0"))
     for first, window in enumerate(campaigns.load("X", "test")[here]):
         np.testing.assert_allclose(window, encoded[first : first + SEQ], atol=1e-6)
 
@@ -215,7 +300,7 @@ def test_parts_are_not_interleaved_and_stand_apart(tmp_path: Path, split: dict[s
         assert written.load("time", "train").max() < written.load("time", "val").min()
         assert written.load("time", "val").max() < written.load("time", "test").min()
     apart = 0
-    for index, name in enumerate(written.meta["sessions"]):
+    for index, name in enumerate(written.sessions):
         times = frame.filter(pl.col("session") == name)["time_ms"].to_numpy()
         last = {part: np.searchsorted(times, written.load("time", part)[written.load("session", part) == index]) for part in ("train", "val", "test")}
         for before, after in (("train", "val"), ("val", "test"), ("train", "test")):
@@ -308,9 +393,7 @@ def test_in_blocks_of_rows_without_a_clock_no_vector_stands_on_two_parts_and_lik
     timed = encode(write(tmp_path, flows(), BY_BLOCKS, "iot23"), config, settings(seq_len=3), lambda _: None)
     assert timed["duplicates"]["rows_removed"] == 0
     assert timed["duplicates"]["share_of_rows_also_in_train"]["test"] > 0
-    repeated = table().with_columns(
-        pl.lit("same").alias("CommandLine"), pl.lit("same").alias("Image"), pl.lit(1.0).alias("Size"), pl.lit(0.0).alias("SessionMark")
-    )
+    repeated = table().with_columns(pl.lit("same").alias("CommandLine"), pl.lit("same").alias("Image"), pl.lit(1.0).alias("Size"), pl.lit(0.0).alias("RunMark"))
     meta = encode(write(tmp_path, repeated), {**CONFIG, "derived_columns": []}, settings(), lambda _: None)
     assert meta["duplicates"]["rows_removed"] == 0
     assert meta["duplicates"]["share_of_rows_also_in_train"]["test"] > 0.9
@@ -336,7 +419,7 @@ def test_windows_of_a_shuffled_file_are_of_one_class(tmp_path: Path) -> None:
         pl.Series("label", ["BenignTraffic", "DDoS", "Recon", "XSS"] * (6 * HOSTS * LENGTH // 4)),
         (pl.int_range(pl.len()) % 4 > 0).cast(pl.Int8).alias("attack"),
     )
-    frame = frame.with_columns(pl.col("attack").cast(pl.Float64).alias("AttackMark"), pl.int_range(pl.len()).cast(pl.Float64).alias("SessionMark"))
+    frame = frame.with_columns(pl.col("attack").cast(pl.Float64).alias("AttackMark"), pl.int_range(pl.len()).cast(pl.Float64).alias("RunMark"))
     layout = write(tmp_path, frame, BY_BLOCKS, "ciciot2023")
     meta = encode(layout, CONFIG, settings(), lambda _: None)
     written = Written(layout)
@@ -344,7 +427,7 @@ def test_windows_of_a_shuffled_file_are_of_one_class(tmp_path: Path) -> None:
         assert set(meta["windows"][part]["by_label"]) == {"BenignTraffic", "DDoS", "Recon", "XSS"}
         marks = written.mark(part, "AttackMark")
         assert (marks == marks[:, :1]).all()
-        places = written.mark(part, "SessionMark")
+        places = written.mark(part, "RunMark")
         assert (np.diff(places, axis=1) >= 0).all(), "of a label, rows stand as in the file"
         np.testing.assert_array_equal(marks[:, 0] > marks.min(), written.load("y", part) == 1)
 
@@ -396,7 +479,7 @@ def test_what_does_not_fit_is_one_clear_line_and_nothing_is_written(tmp_path: Pa
 
 @pytest.mark.parametrize("split", [{}, {"by": "luck"}, {"by": "time", "shares": [0.7, 0.3]}, {"by": "blocks", "shares": [0.9, 0.9, 0.1]}])
 def test_a_malformed_split_is_refused(tmp_path: Path, split: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="schema's split is"):
+    with pytest.raises(UserError, match="schema: split"):
         encode(write(tmp_path, table(), split), CONFIG, settings(), lambda _: None)
 
 

@@ -331,6 +331,9 @@ def test_a_host_column_of_any_name_is_refused() -> None:
         ({"tfidf_columns": ["Image"], "tfidf_params": {"User": 3}}, "none of tfidf_columns"),
         ({"tfidf_columns": ["Image"], "derived_columns": ["hour"]}, f"no derived column 'hour': allowed: {GAP}"),
         ({"tfidf_columns": "Image"}, "tfidf_columns must be a list of names"),
+        ({"tfidf_columns": ["Image"], "tfidf_params": ["Image"]}, "tfidf_params must be an object"),
+        ({"tfidf_columns": ["Image"], "tfidf_params": {"Image": True}}, "must be a whole number from 1"),
+        ({"tfidf_columns": ["Image"], "leakage_report": "no"}, "leakage_report must be true or false"),
         ({"tfidf_columns": ["Image"], "tfidf_params": {"Image": 0}}, "must be a whole number from 1"),
     ],
 )

@@ -1,5 +1,6 @@
 """Names of artifacts, and flags that every stage has."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def test_every_artifact_bears_the_name_of_the_run() -> None:
         (["--dataset", "bigbas", "--version", "v1"], "did you mean 'bigbase'"),
         (["--dataset", "bigbase", "--version", "../v1"], "must be 1 to 64"),
         (["--dataset", "bigbase", "--version", ""], "must be 1 to 64"),
+        (["--dataset", "bigbase", "--version", "v1", "--model", "cnn"], "unknown --model 'cnn'; allowed: lstm-sae"),
         (["--dataset", "bigbase"], "--version"),
         (["--dataset", "bigbase", "--version", "v1", "--vers", "v2"], "--vers"),
     ],
@@ -38,6 +40,14 @@ def test_wrong_flags_end_in_one_line(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         parse(*words)
     assert "\n" not in str(caught.value)
+
+
+def test_the_descriptions_spellings_are_understood() -> None:
+    words = parser("src.sae.layout", "Test.")
+    words.add_argument("--encoding-config")
+    given = words.parse_args(["--model", "lstm-sae", "--dataset", "bigbase", "--version", "v_1", "--encoding_config", "my_file.json"])
+    assert (layout_of(given).version, given.encoding_config) == ("v_1", "my_file.json")
+    assert words.parse_args(["--dataset=a_b", "--version=v_1", "--encoding_config=my_file"]).encoding_config == "my_file"
 
 
 def test_a_preset_is_wanted_only_where_there_is_a_choice() -> None:
@@ -89,8 +99,13 @@ def test_exit_status_follows_the_outcome(capsys: pytest.CaptureFixture[str]) -> 
     def stopped(words: list[str] | None) -> None:
         raise KeyboardInterrupt
 
-    assert [finish(lambda _: None), finish(lambda _: 1), finish(wrong), finish(stopped)] == [0, 1, 2, 130]
-    assert "error: no such thing" in capsys.readouterr().err
+    def full(words: list[str] | None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "here/x.npy")
+
+    assert [finish(lambda _: None), finish(lambda _: 1), finish(wrong), finish(stopped), finish(full)] == [0, 1, 2, 130, 1]
+    shown = capsys.readouterr().err
+    assert "error: no such thing" in shown
+    assert shown.splitlines()[-1] == "error: No space left on device: here/x.npy; is the disk full, or gone?"
 
 
 @pytest.mark.parametrize(("dataset", "name"), [(dataset, name) for dataset, names in PRESETS.items() for name in (names or [None])])

@@ -98,6 +98,12 @@ def test_a_capture_is_named_by_its_folder_where_the_log_has_zeeks_name() -> None
     [
         ([row(1e9, "h", "Malicious   Okirru")], None, r"column 'detailed-label / label': unknown label 'Okirru': .*Okiru"),
         ([row(1e9, "h", "Malicious   -")], None, "unknown label 'Malicious'"),
+        (
+            [row(1e9, "h", "Benign   -"), row(1e9, "h", "Malicious   Benign")],
+            None,
+            "contradict each other in 1 of 2 rows, first in row 2: detailed-label 'Benign', label",
+        ),
+        ([row(1e9, "h", "Benign   DDoS")], None, "contradict each other in 1 of 1 rows"),
         ([row(1e9, "h", "-   -")], None, r"column 'detailed-label / label' is empty in 1 of 1 rows, first in row 1"),
         ([row(1e9, "h", "Benign   -"), "1e9\tC1\th"], None, r"is empty in 1 of 2 rows, first in row 2"),
         ([row(1e9, "h", "Benign   -", duration="long")], None, "column 'duration' must hold numbers, found 'long'"),

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from src.data.tables import check_columns, labels, plain, typed
+from src.data.tables import check_agreement, check_columns, labels, plain, typed
 from src.errors import UserError
 
 PATTERNS = ("*.csv",)
@@ -73,6 +73,7 @@ def read_flows(path: Path, columns: Sequence[str], label_columns: Sequence[str],
         raise UserError(f"'{path}' has a header but no rows")
     wanted = list(dict.fromkeys([*columns, *label_columns]))
     frame = pl.concat([_split(path, line[first : first + _BATCH], first, header, wanted, report) for first in range(0, len(line), _BATCH)])
+    check_agreement(path, frame, label_columns, benign)
     spelled = frame.select(pl.coalesce(label_columns).str.strip_chars().alias("label")).to_series()
     texts = {*_TEXTS, *_ADDRESSES, *LABEL_COLUMNS}
     numbers: dict[str, Any] = {name: pl.Float64 for name in columns if name not in texts and header.index(name) < _first_text(header)}

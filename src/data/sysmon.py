@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from src.data.tables import BENIGN, check_columns, labels, plain, typed
+from src.data.tables import BENIGN, check_agreement, check_columns, labels, plain, typed
 from src.errors import UserError
 
 UNKNOWN = "Unknown"
@@ -88,13 +88,15 @@ def read_bigbase(path: Path, columns: Sequence[str], label_columns: Sequence[str
         if label is None:
             raise UserError(f"'{path}': no label column ({' or '.join(label_columns)}); found: {', '.join(found)}")
         tactic = label == "Label" and "Tactic" in found
-        frame = lazy.select(*dict.fromkeys([*columns, label, *["Tactic"] * tactic])).collect()
+        said = [name for name in dict.fromkeys([*label_columns, *["Tactic"] * tactic]) if name in found]
+        frame = lazy.select(*dict.fromkeys([*columns, *said])).collect()
     except pl.exceptions.NoDataError:
         raise UserError(f"'{path}' is empty: a file of bigbase has a header and rows") from None
     except (OSError, pl.exceptions.PolarsError) as error:
         raise UserError(f"'{path}' cannot be read as CSV: {str(error).splitlines()[0]}") from error
     if len(frame) == 0:
         raise UserError(f"'{path}' has a header but no rows")
+    check_agreement(path, frame, said, benign)
     name = labels(path, label, frame[label].str.strip_chars(), benign, _LABELS)
     if tactic:
         harmful = name != BENIGN

@@ -110,6 +110,27 @@ def labels(path: Path, column: str, spelled: pl.Series, benign: Iterable[str], k
     return spelled.replace_strict(names, return_dtype=pl.String)
 
 
+def check_agreement(path: Path, frame: pl.DataFrame, columns: Sequence[str], benign: Iterable[str]) -> None:
+    """Refuse rows that one of the label columns calls benign and another an attack; an empty cell says nothing.
+
+    Raises:
+        UserError: it names the first such row and how both columns spell it.
+    """
+    if len(columns) < 2:
+        return
+    harmless = {plain(name) for name in benign}
+    cells = frame.select(pl.col(name).str.strip_chars().replace(["", "-"], [None, None]) for name in columns)
+    votes = cells.select(
+        pl.col(name).replace_strict({cell: plain(cell) in harmless for cell in cells[name].unique().drop_nulls()}, default=None, return_dtype=pl.Boolean)
+        for name in columns
+    )
+    against = votes.select(pl.any_horizontal(pl.all()).fill_null(False) & pl.any_horizontal(~pl.all()).fill_null(False)).to_series()
+    if against.any():
+        place = int(against.arg_max() or 0)
+        spelled = ", ".join(f"{name} '{cell}'" for name, cell in zip(columns, cells.row(place), strict=True) if cell is not None)
+        raise UserError(f"'{path}': labels contradict each other in {against.sum()} of {len(frame)} rows, first in row {place + 1}: {spelled}")
+
+
 def epoch_ms(path: Path, column: str, values: pl.Series, unit: str) -> pl.Series:
     """(N,) Int64 milliseconds since 1970, UTC; null where the cell is empty.
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from src.data.tables import check_columns, labels, typed
+from src.data.tables import check_agreement, check_columns, labels, typed
 from src.errors import UserError
 
 PATTERNS = ("*conn.log*", "*.csv")
@@ -60,7 +60,8 @@ def read_zeek(path: Path, columns: Sequence[str], label_columns: Sequence[str], 
         Numbers for the columns in `TYPES`, text for others, and `label` in the taxonomy's names.
 
     Raises:
-        UserError: for a file that is no such log, a missing column, a cell that is no number, a row without a label or with an unknown one.
+        UserError: for a file that is no such log, a missing column, a cell that is no number, a row without a label, with an unknown one, or
+            with labels that contradict each other.
     """
     lazy = _scan(path)
     found = lazy.collect_schema().names()
@@ -71,6 +72,7 @@ def read_zeek(path: Path, columns: Sequence[str], label_columns: Sequence[str], 
         raise UserError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from error
     if len(frame) == 0:
         raise UserError(f"'{path}' has a header but no rows")
+    check_agreement(path, frame, label_columns, benign)
     spelled = frame.select(pl.coalesce(label_columns).alias("label")).to_series()
     # A label that is asked for as a column of its own would be overwritten; the schema's check refuses it.
     frame = typed(path, frame.select(columns), TYPES)

@@ -27,6 +27,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 import time
@@ -49,6 +50,7 @@ from src.data.site import read_site
 from src.data.tables import BENIGN
 from src.errors import UserError
 from src.sae.layout import Layout, add_preset, finish, layout_of, parser, preset, read_json, teller
+from src.sae.windows import split_fault
 
 RESERVED: dict[str, Any] = {
     "label": pl.String, "attack": pl.Int8, "group": pl.String, "session": pl.String, "time_ms": pl.Int64, "ordered": pl.Boolean,
@@ -57,6 +59,9 @@ RESERVED: dict[str, Any] = {
 
 KEYS = ("core_features", "label_column", "benign_label", "time_column", "time_unit", "host_column", "session_gap_hours", "group", "split")
 """Keys of a schema; each must be there, null where the data set has nothing of the kind."""
+
+GROUPS = ("apt_campaign", "file", "device")
+"""Rules by which rows are grouped, beside the values of a column."""
 
 RELEASES = {FEATURES_39: "merged39", FEATURES_46: "classic46"}
 """CICIoT2023's two releases by their columns, and the preset of each."""
@@ -85,11 +90,24 @@ def _fault(schema: Mapping[str, Any]) -> str | None:
     core = schema["core_features"]
     if not isinstance(core, list) or not core or not all(isinstance(name, str) for name in core) or len(set(core)) < len(core):
         return "'core_features' must be a list of different names"
+    for key in ("label_column", "benign_label"):
+        value = schema[key]
+        if not (value is None or isinstance(value, str) or (isinstance(value, list) and value and all(isinstance(name, str) for name in value))):
+            return f"{key} is {value!r}; it must be a name, a list of names, or null"
     for name in core:
         if name in RESERVED:
             return f"core feature '{name}' has the name of a column that every table has: {', '.join(RESERVED)}"
         if name in _names(schema["label_column"]):
             return f"core feature '{name}' is the label"
+    for key in ("time_column", "host_column"):
+        if schema[key] is not None and not isinstance(schema[key], str):
+            return f"{key} is {schema[key]!r}; it must be the name of a column, or null"
+    group = schema["group"]
+    if not isinstance(group, str) or not (group in GROUPS or re.fullmatch("column:.+", group)):
+        return f"group is {group!r}: {nearest(str(group), [*GROUPS, 'column:NAME'])}"
+    fault = split_fault(schema["split"])
+    if fault is not None:
+        return fault
     if schema["time_column"] is not None and schema["time_unit"] not in tables.TIME_UNITS:
         return f"time_unit '{schema['time_unit']}': {nearest(str(schema['time_unit']), tables.TIME_UNITS)}"
     hours = schema["session_gap_hours"]
@@ -193,6 +211,8 @@ def _traffic(dataset: str, root: Path, schema: Mapping[str, Any], report: Counte
     else:
         names, batches = _captures(root, report)
     core = schema["core_features"]
+    if schema["group"] not in ("file", "device"):
+        raise UserError(f"the schema's group '{schema['group']}' does not fit {dataset}; allowed: file, device")
     if dataset == "ciciot2023" and names in RELEASES and not set(core) <= set(names):
         other = next(release for release in RELEASES if release is not names)
         if set(core) <= set(other):
@@ -385,6 +405,7 @@ def _write(path: Path, frames: Iterable[pl.DataFrame], say: Callable[[str], None
                 say(f"{summary.rows:,} events, {summary.rows / (told - began):,.0f} a second")
         if writer is None:
             raise UserError("no row is left: every row of the raw files was dropped")
+        writer.add_key_value_metadata({"digest": summary.digest.hexdigest(), "rows": str(summary.rows)})  # stage 2 compares them with the metadata's
         writer.close()
         writer = None
         os.chmod(name, 0o644)

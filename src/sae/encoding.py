@@ -31,7 +31,7 @@ from src.sae.layout import Layout, Say, add_preset, finish, layout_of, parser, p
 from src.sae.windows import FILES, EncodingSettings, Events, Windows, divide, evenly, lay_windows, reduce
 
 KIND = "sae-windows"
-"""Kind of this stage's artifact."""
+"""Kind of this stage's artifact. Names of sessions, which hold hosts and addresses, stand in `sessions.json` alone."""
 
 BLOCK = 131_072
 """Rows read at once."""
@@ -59,19 +59,24 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
         What `metadata.json` of the artifact holds.
 
     Raises:
-        UserError: when stage 1 is missing, the encoding does not fit it, or a part of the split has no window.
+        UserError: when stage 1 is missing or not whole, the encoding does not fit it, a part of the split has no window, or validation no benign one.
     """
     if not layout.parquet.exists() or not layout.metadata.exists():
         missing = layout.metadata if layout.parquet.exists() else layout.parquet
         raise UserError(f"'{missing}' is missing; run stage 1 first (python -m src.sae.aggregation)")
-    source = read_json(layout.metadata, required=("schema",))
+    source = read_json(layout.metadata, required=("schema", "digest", "rows"))
     schema: dict[str, Any] = source["schema"]
-    check_config(encoding, schema, pl.scan_parquet(layout.parquet).collect_schema().names())
+    check_config(encoding, schema, _columns(layout, source))
     events = Events.read(layout.parquet)
     reader = Reader(layout.parquet, Encoder(dict(encoding)).columns, events)
     notes: list[str] = list(source.get("notes", ()))
     if (events.attack < 0).all():
         notes.append("no label per event: windows measure scale and robustness, not detection; all are taken as benign for training")
+    unknown = np.count_nonzero(events.attack < 0)
+    if unknown and events.judged:
+        notes.append(
+            f"{unknown:,} of {len(events):,} rows have no label: they leave training, and a window with one is of unknown kind unless an attack is in it"
+        )
     if not events.ordered.all():
         notes.append(f"{np.count_nonzero(~events.ordered):,} of {len(events):,} rows are not in the order in which they happened: their windows are assembled")
 
@@ -79,10 +84,16 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
     # A row without a clock is only its vector, so a copy is the same observation; events at two times are two events, however alike.
     removed, duplicates = _duplicates(reader, side, drop=schema.get("time_column") is None)
     parts = lay_windows(events, side, removed, settings)
+    rows_by_label = _rows_by_label(parts, events)
+    for label, found in rows_by_label.items():
+        if not found["test"]:
+            notes.append(f"{label}: none of its {found['rows']:,} rows is in a window of the test part; nothing is measured of it")
+    if not (parts[1].y == 0).any():
+        notes.append("no window of validation is known to be benign: those without a label stand for them when the threshold is set")
     for note in notes:
         say(f"note: {note}")
 
-    benign = np.flatnonzero((side == 0) & (events.attack != 1) & ~removed)
+    benign = np.flatnonzero((side == 0) & events.learnable & ~removed)
     fitted = benign[evenly(len(benign), FIT_ROWS)]
     encoder = Encoder.fit(reader.rows(fitted), encoding, settings.max_features, settings.seed)
     names = encoder.feature_names
@@ -105,6 +116,7 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
         "split": {**split, "rows": {part: int((side == index).sum()) for index, part in enumerate(PARTS)}, "rows_between": int((side < 0).sum())},
         "duplicates": duplicates,
         "windows": counts,
+        "rows_by_label": rows_by_label,
         "windows_before_reduction": dict(zip(FILES, whole, strict=True)),
         "memory": {
             "limit_bytes": int(settings.memory_limit * 1e9),
@@ -117,7 +129,7 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
         "explained_variance": encoder.explained,
         "labels": events.labels,
         "groups": events.groups,
-        "sessions": events.sessions,
+        "sessions": len(events.sessions),
         "source": {"file": layout.parquet.name, "bytes": layout.parquet.stat().st_size, "rows": len(events), "digest": source.get("digest")},
     }
     with new_artifact(layout.encoded, KIND, {"dataset": layout.dataset, "version": layout.version, "settings": asdict(settings)}) as folder:
@@ -127,9 +139,29 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
             say(f"{file}: {found['windows']:,} windows ({found['benign']:,} benign, {found['attack']:,} attack, {found['unknown']:,} unknown)")
         encoder.save(folder)
         (folder / "feature_names.json").write_text(json.dumps(names, indent=1) + "\n", encoding="utf-8")
+        (folder / "sessions.json").write_text(json.dumps({"sessions": events.sessions}, indent=1) + "\n", encoding="utf-8")
         (folder / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n", encoding="utf-8")
     say(f"done: {layout.encoded}")
     return metadata
+
+
+def _columns(layout: Layout, source: Mapping[str, Any]) -> list[str]:
+    """Columns of stage 1's table.
+
+    Raises:
+        UserError: when it cannot be read, or is not the one that the metadata are of.
+    """
+    try:
+        found = pl.read_parquet_metadata(layout.parquet)
+        columns = pl.scan_parquet(layout.parquet).collect_schema().names()
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"'{layout.parquet}' cannot be read as parquet: {str(error).splitlines()[0]}; run stage 1 again") from error
+    for key in ("digest", "rows"):
+        if found.get(key) != str(source[key]):
+            raise UserError(
+                f"'{layout.parquet}' ({key} {found.get(key, 'not stated')}) and '{layout.metadata}' ({key} {source[key]}) are of two runs; run stage 1 again"
+            )
+    return columns
 
 
 class Reader:
@@ -173,6 +205,16 @@ def _duplicates(reader: Reader, side: NDArray[np.int8], drop: bool) -> tuple[NDA
     }
     policy = "copies leave the earlier part" if drop else "kept: identical events are the norm here"
     return removed, {"policy": policy, "rows_removed": int(removed.sum()), "share_of_rows_also_in_train": shares}
+
+
+def _rows_by_label(parts: list[Windows], events: Events) -> dict[str, dict[str, int]]:
+    """Rows of each label: all, those in windows of each part, and those in none; before limits leave windows out."""
+    count = len(events.labels)
+    covered = [part.covered(len(events)) for part in parts]
+    columns = {"rows": np.bincount(events.label, minlength=count)}
+    columns |= {file: np.bincount(events.label[held], minlength=count) for file, held in zip(FILES, covered, strict=True)}
+    columns["in_no_window"] = np.bincount(events.label[~np.logical_or.reduce(covered)], minlength=count)
+    return {label: {name: int(values[index]) for name, values in columns.items()} for index, label in enumerate(events.labels)}
 
 
 def _counts(part: Windows, events: Events) -> dict[str, Any]:

@@ -54,10 +54,11 @@ KEYS = {"tfidf_columns", "tfidf_params", "categorical_columns", "port_columns", 
 """Keys of an encoding configuration."""
 
 PRIVATE = frozenset((
-    "time", "times", "timestamp", "ts", "date", "datetime", "utc", "epoch", "seen", "start", "starttime", "endtime", "eventtime", "ip", "ipv4", "ipv6", "srcip", "dstip", "sourceip",
-    "destip", "ipaddr", "addr", "saddr", "daddr", "address", "mac", "macaddr", "oui", "host", "hosts", "hostname", "computer", "computername", "workstation", "machine",
-    "device", "server", "domain", "query", "fingerprint", "id", "ids", "uid", "guid", "pid", "tid", "userid", "flowid", "sessionid", "processid", "logonid", "record", "hash",
-    "hashes", "md5", "sha1", "sha256", "imphash", "thumbprint", "tunnel", "dataset", "pcap", "capture", "campaign", "scenario", "session", "label", "tactic", "technique",
+    "time", "times", "timestamp", "ts", "date", "datetime", "utc", "epoch", "seen", "start", "starttime", "endtime", "eventtime", "ip", "ipv4", "ipv6",
+    "srcip", "dstip", "sourceip", "destip", "ipaddr", "addr", "saddr", "daddr", "address", "mac", "macaddr", "oui", "host", "hosts", "hostname",
+    "computer", "computername", "workstation", "machine", "device", "server", "domain", "query", "fingerprint", "id", "ids", "uid", "guid", "pid", "tid",
+    "userid", "flowid", "sessionid", "processid", "logonid", "record", "hash", "hashes", "md5", "sha1", "sha256", "imphash", "thumbprint", "tunnel",
+    "dataset", "pcap", "capture", "campaign", "scenario", "session", "label", "tactic", "technique",
 ))  # fmt: skip
 """Words in names of columns that say when, where or what was recorded."""
 
@@ -151,8 +152,12 @@ def check_config(config: Mapping[str, Any], schema: Mapping[str, Any], columns: 
             raise UserError(f"encoding configuration: column '{name}' is named twice; encode it one way")
         if name not in columns:
             raise UserError(f"encoding configuration: no column '{name}': {nearest(name, columns)}")
+    if not isinstance(config.get("tfidf_params", {}), Mapping):
+        raise UserError(f"encoding configuration: tfidf_params must be an object of column and number, not {config['tfidf_params']!r}")
+    if not isinstance(config.get("leakage_report", False), bool):
+        raise UserError(f"encoding configuration: leakage_report must be true or false, not {config['leakage_report']!r}")
     for name, size in config.get("tfidf_params", {}).items():
-        if not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UserError(f"encoding configuration: tfidf_params of '{name}' is {size!r}; it must be a whole number from 1")
         if name not in config.get("tfidf_columns", ()):
             raise UserError(f"encoding configuration: tfidf_params names '{name}', which is none of tfidf_columns")

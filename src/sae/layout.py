@@ -12,7 +12,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -159,7 +159,12 @@ def read_json(path: Path, required: Iterable[str] = (), optional: Iterable[str] 
 
 
 class Parser(argparse.ArgumentParser):
-    """Ends with one line and exit status 2 on wrong input."""
+    """Ends with one line and exit status 2 on wrong input; flags may be spelled with underscores, `--encoding_config`."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Parse words, those of the command line where none are given."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([re.sub(r"^--[a-z_-]+", lambda flag: flag[0].replace("_", "-"), word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
@@ -171,6 +176,7 @@ def parser(module: str, description: str) -> Parser:
     words = Parser(prog=f"python -m {module}", description=description, allow_abbrev=False)
     words.add_argument("--dataset", required=True, metavar="|".join(PRESETS), help="which data set")
     words.add_argument("--version", required=True, metavar="NAME", help="of the experiment; part of every artifact's name")
+    words.add_argument("--model", default=MODEL, metavar="NAME", help=f"the one that there is: {MODEL}")
     words.add_argument("--out", type=Path, default=OUT, metavar="FOLDER", help=f"where artifacts lie (default {OUT})")
     return words
 
@@ -185,10 +191,12 @@ def layout_of(given: argparse.Namespace) -> Layout:
     """Where the artifacts of the named run lie.
 
     Raises:
-        UserError: for an unknown data set, or a version that cannot be part of a file's name.
+        UserError: for an unknown data set or model, or a version that cannot be part of a file's name.
     """
     if given.dataset not in PRESETS:
         raise UserError(f"unknown data set '{given.dataset}': {nearest(given.dataset, PRESETS)}")
+    if given.model != MODEL:
+        raise UserError(f"unknown --model '{given.model}'; allowed: {MODEL}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", given.version):
         raise UserError(f"--version '{given.version}' must be 1 to 64 letters, digits, dots, dashes or underscores that begin with a letter or digit")
     return Layout(given.out, given.dataset, given.version)
@@ -207,12 +215,15 @@ def teller() -> Say:
 
 
 def finish(run: Callable[[list[str] | None], int | None], words: list[str] | None = None) -> int:
-    """Run a command and return its exit status: what `run` returns (None: 0), 2 for wrong input, 130 when interrupted."""
+    """Run a command and return its exit status: what `run` returns (None: 0), 2 for wrong input, 1 for a disk that fails, 130 when interrupted."""
     try:
         return run(words) or 0
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except OSError as error:
+        sys.stderr.write(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}; is the disk full, or gone?\n")
+        return 1
     except KeyboardInterrupt:
         sys.stderr.write("\ninterrupted\n")
         return 130

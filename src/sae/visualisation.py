@@ -78,10 +78,9 @@ class Scored:
         scores, errors = (np.array(read_array(layout.eval / f"{name}.npy")) for name in ("scores", "reconstruction_errors"))
         if not scores.shape == errors.shape == marks.attack.shape:
             raise UserError(f"'{layout.eval}' judges {len(scores)} windows and '{layout.encoded}' holds {len(marks)}; run stage 4 again")
-        results, names = read_json(layout.eval / "evaluation_results.json"), read_json(layout.encoded / "metadata.json", ("sessions",))
-        return cls(
-            marks, scores, errors, results["threshold"]["threshold"], results, "synthetic" if names.get("synthetic") else "real", tuple(names["sessions"])
-        )
+        results, meta = read_json(layout.eval / "evaluation_results.json"), read_json(layout.encoded / "metadata.json")
+        names = read_json(layout.encoded / "sessions.json", ("sessions",))["sessions"]
+        return cls(marks, scores, errors, results["threshold"]["threshold"], results, "synthetic" if meta.get("synthetic") else "real", tuple(names))
 
     def classes(self) -> list[tuple[str, str, NDArray[np.bool_]]]:
         """Name, colour and windows of each kind that occurs: benign, attack, without a label."""

@@ -6,7 +6,7 @@ here, the same share of every part and class.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from src.config import nearest
 from src.data.splits import PARTS, capture_side, group_side, leave_group_out, segments, time_side
 from src.data.windows import window_starts
 from src.errors import UserError
@@ -56,8 +57,8 @@ class EncodingSettings:
         for name, least in (("seq_len", 2), ("stride", 1), ("sample_size", 3), ("max_features", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
-        if not self.memory_limit > 0:
-            raise UserError(f"--memory-limit is {self.memory_limit:g}; it must be more than 0 gigabytes")
+        if not 0 < self.memory_limit < math.inf:
+            raise UserError(f"--memory-limit is {self.memory_limit:g}; it must be a number of gigabytes above 0")
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,16 @@ class Events:
         """Rows."""
         return len(self.attack)
 
+    @property
+    def judged(self) -> bool:
+        """Whether any row is known to be benign."""
+        return bool((self.attack == 0).any())
+
+    @property
+    def learnable(self) -> NDArray[np.bool_]:
+        """(N,) rows to learn from: the benign ones; where none is known to be, all that are no attack."""
+        return self.attack == 0 if self.judged else self.attack != 1
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -147,9 +158,46 @@ class Windows:
         last = np.where(hit, last_attack[ends - 1], ends - 1)
         return cls(rows, starts, length, y, events.label[rows[last]])
 
+    def covered(self, count: int) -> NDArray[np.bool_]:
+        """(count,) whether a window holds each of all rows."""
+        change = np.zeros(len(self.rows) + 1, dtype=np.int64)
+        np.add.at(change, self.starts, 1)
+        np.add.at(change, self.starts + self.length, -1)
+        result = np.zeros(count, dtype=bool)
+        result[self.rows[np.cumsum(change[:-1]) > 0]] = True
+        return result
+
     def take(self, kept: NDArray[np.integer]) -> Windows:
         """Some of the windows."""
         return Windows(self.rows, self.starts[kept], self.length, self.y[kept], self.label[kept])
+
+
+_SPLIT_KEYS = {"group": PARTS, "time": ("within", "shares"), "blocks": ("shares",)}
+
+
+def split_fault(split: Any) -> str | None:
+    """What is wrong with a schema's `split`; None for nothing."""
+    if not isinstance(split, Mapping):
+        return f"split is {split!r}; it must be an object with 'by': {', '.join(_SPLIT_KEYS)}"
+    by = split.get("by")
+    if by not in _SPLIT_KEYS:
+        return f"split: by is {by!r}: {nearest(str(by), _SPLIT_KEYS)}"
+    for key in split:
+        if key not in ("by", *_SPLIT_KEYS[by]):
+            return f"split by '{by}': unknown key '{key}': {nearest(str(key), _SPLIT_KEYS[by])}"
+    if by == "group":
+        for part in PARTS:
+            names = split.get(part)
+            if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+                return f"split by 'group': {part} is {names!r}; it must be a list of names of groups"
+        return None
+    if "within" in split and split["within"] != "group":
+        return f"split by 'time': within is {split['within']!r}; allowed: 'group', for each to be cut by itself"
+    shares = split.get("shares")
+    numbers = [share for share in shares if isinstance(share, int | float) and share > 0] if isinstance(shares, list) else []
+    if len(numbers) != len(PARTS) or numbers != shares or abs(sum(numbers) - 1) > 1e-6:
+        return f"split by '{by}': shares is {shares!r}; it must be three numbers above 0 that sum to 1, of {', '.join(PARTS)}"
+    return None
 
 
 def divide(events: Events, schema: Mapping[str, Any], settings: EncodingSettings) -> tuple[NDArray[np.int8], dict[str, Any]]:
@@ -158,20 +206,19 @@ def divide(events: Events, schema: Mapping[str, Any], settings: EncodingSettings
     Raises:
         UserError: when the schema's `split` is malformed, or its groups and the data's do not fit.
     """
-    split: dict[str, Any] = dict(schema.get("split") or {})
-    by = split.get("by")
+    fault = split_fault(schema.get("split"))
+    if fault is not None:
+        raise UserError(f"schema: {fault}")
+    split: dict[str, Any] = dict(schema["split"])
     gap = settings.seq_len
     if settings.leave_out is not None:
         order = [name for part in PARTS for name in split.get(part, ()) if name in events.groups] or events.groups
         split = {"by": "group", **leave_group_out(order, settings.leave_out)}
-    if split.get("by") == "group":
+    if split["by"] == "group":
         return group_side(events.group, events.groups, split), split
-    shares = split.get("shares")
-    if by not in ("time", "blocks") or not isinstance(shares, list) or len(shares) != len(PARTS) or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise UserError(
-            f"schema's split is {json.dumps(schema.get('split'))}; allowed: by 'group' with {', '.join(PARTS)}, "
-            "or by 'time' (within 'group', if each is to be cut by itself) or 'blocks' with three shares that sum to 1"
-        )
+    by, shares = split["by"], split["shares"]
+    if by == "time" and (events.time < 0).all():
+        raise UserError("the schema splits by time, but no row has one: name the time_column and run stage 1 again, or split by 'blocks' or 'group'")
     if by == "time" and split.get("within") == "group":
         side = np.full(len(events), -1, dtype=np.int8)
         for group in np.unique(events.group):
@@ -211,11 +258,11 @@ def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool
     for index, part in enumerate(PARTS):
         out = removed | (side != index)
         if index == 0:
-            out = out | (events.attack == 1)
+            out = out | ~events.learnable
         segment = segments(run, side[order], out[order], events.ordered[order])
         windows = Windows.lay(events, order, segment, settings.seq_len, settings.stride)
         if not len(windows.starts):
-            if index == 0 and not (events.attack != 1).any():
+            if index == 0 and not events.learnable.any():
                 raise UserError(
                     f"none of the {len(events):,} rows is benign, and benign rows are what the autoencoder learns; add benign captures to stage 1's folder"
                 )
@@ -223,8 +270,7 @@ def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool
             what = "benign rows" if index == 0 else "rows"
             raise UserError(f"{part} has no window of {settings.seq_len} {what}: its longest run has {longest}; choose a smaller --seq-len or another split")
         result.append(windows)
-    unlabelled = (events.attack < 0).all()
-    if not unlabelled and not (result[1].y == 0).any():
+    if events.judged and not (result[1].y == 0).any():
         raise UserError(
             f"validation has no benign window of {settings.seq_len} rows (each of {len(result[1].y):,} holds an attack or unlabelled row), but those set the "
             "threshold; choose a smaller --seq-len or another split (--leave-out GROUP, or 'split' of the schema), or add benign captures"
