@@ -141,6 +141,17 @@ def open_artifact(folder: Path, kind: str) -> dict[str, Any]:
     return meta
 
 
+def content_digest(folder: Path) -> str:
+    """Digest of what an artifact holds, but not of when and how it was made: the same data written again have the same one.
+
+    Raises:
+        UserError: when the folder is no artifact.
+    """
+    sums = _read_json(folder, "checksums.json", "complete")
+    sums.pop("meta.json", None)
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
 def _put_back(folder: Path) -> None:
     """Undo a replacement that was killed between its two renames: the old artifact had stepped aside, the new one was not there yet."""
     if not folder.exists():
