@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from src.artifacts import new_artifact, open_artifact, write_text
+from src.artifacts import content_digest, new_artifact, open_artifact, write_text
 from src.data.bank import TraceBank
 from src.errors import UserError
 from tests.banks import make_bank
@@ -79,6 +79,16 @@ def test_missing_added_and_foreign(tmp_path: Path) -> None:
     (tmp_path / "x" / "checksums.json").write_text("[")
     with pytest.raises(UserError, match="cannot be read"):
         open_artifact(tmp_path / "x", "test")
+
+
+def test_the_digest_is_of_the_content_and_not_of_when_it_was_made(tmp_path: Path) -> None:
+    for name, payload, seed in (("a", "same", 1), ("b", "same", 2), ("c", "other", 1)):
+        with new_artifact(tmp_path / name, "thing", {"seed": seed}) as target:
+            (target / "payload.txt").write_text(payload)
+    same, again, other = (content_digest(tmp_path / name) for name in "abc")
+    assert same == again != other
+    with pytest.raises(UserError, match="no complete artifact"):
+        content_digest(tmp_path / "d")
 
 
 def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:

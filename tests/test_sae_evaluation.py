@@ -11,11 +11,11 @@ from src.artifacts import open_artifact
 from src.errors import UserError
 from src.evaluation.detection import Blocks, Bootstrap
 from src.models.lstm_sae import AnomalyDetector
-from src.sae import evaluation
+from src.sae import evaluation, measures
 from src.sae.evaluation import KIND, EvaluationSettings, alarm_threshold, evaluate
 from src.sae.layout import Layout, finish
 from src.sae.measures import Marks, judge, ranking, runs
-from tests.encoded import make_run
+from tests.encoded import make_run, write_encoded
 
 FILES = {
     "evaluation_results.json",
@@ -72,29 +72,32 @@ def test_measures_are_those_of_scikit_learn(layout: Layout, results: dict) -> No
     assert sum(test["confusion"].values()) == len(y)
 
 
-def test_reconstruction_errors_are_what_the_network_leaves(layout: Layout, results: dict) -> None:
-    y, windows = (np.load(layout.encoded / f"{name}.npy") for name in ("y_test", "X_test_sequences"))
-    errors = np.load(layout.eval / "reconstruction_errors.npy")
-    model = AnomalyDetector.load(layout.model)[0].model
-    with torch.no_grad():
-        left = (model(torch.from_numpy(windows)) - torch.from_numpy(windows)).numpy()
-    np.testing.assert_allclose(errors, (left**2).mean(axis=(1, 2)), rtol=1e-5)
-    assert results["reconstruction_error"] == {
-        "roc_auc": pytest.approx(roc_auc_score(y, errors)), "pr_auc": pytest.approx(average_precision_score(y, errors)),
-    }  # fmt: skip
-
-
 def test_an_alarm_is_an_anomaly_above_one_minus_the_rate(layout: Layout, results: dict) -> None:
-    scores, said, errors = (np.load(layout.eval / f"{name}.npy") for name in ("anomaly_scores", "predictions", "scores"))
-    np.testing.assert_array_equal(said == 1, scores > 1 - 0.05)
-    np.testing.assert_array_equal(said == 1, errors > results["threshold"]["threshold"])
-    assert results["threshold"]["share_of_reference_above"] < 0.05
+    rarity, said, scores = (np.load(layout.eval / f"{name}.npy") for name in ("anomaly_scores", "predictions", "scores"))
+    np.testing.assert_array_equal(said == 1, rarity > 1 - 0.05)
+    np.testing.assert_array_equal(said == 1, scores > results["threshold"]["threshold"])
 
 
-def test_the_test_split_never_moves_the_threshold(tmp_path: Path, layout: Layout, results: dict) -> None:
-    other = make_run(tmp_path)
-    path = other.encoded / "X_test_sequences.npy"
-    np.save(path, 5 * np.load(path))
+def test_reconstruction_errors_are_mean_squares_and_judged_apart(layout: Layout, results: dict) -> None:
+    model = AnomalyDetector.load(layout.model)[0].model
+    windows, y = (np.load(layout.encoded / f"{name}.npy") for name in ("X_test_sequences", "y_test"))
+    errors = np.load(layout.eval / "reconstruction_errors.npy")
+    with torch.inference_mode():
+        by_hand = [float(model.loss(torch.from_numpy(window[None]))) for window in windows[:20]]
+    np.testing.assert_allclose(errors[:20], by_hand, rtol=1e-4)
+    assert not np.array_equal(errors, np.load(layout.eval / "scores.npy"))
+    alone = results["test"]["reconstruction_error_alone"]
+    assert alone["roc_auc"]["value"] == pytest.approx(roc_auc_score(y, errors))
+    assert alone["pr_auc"]["value"] == pytest.approx(average_precision_score(y, errors))
+    assert alone["roc_auc"]["low"] <= alone["roc_auc"]["value"] <= alone["roc_auc"]["high"]
+
+
+def test_the_test_split_never_moves_the_threshold(tmp_path: Path, results: dict) -> None:
+    def louder(folder: Path) -> None:
+        path = folder / "X_test_sequences.npy"
+        np.save(path, 5 * np.load(path))
+
+    other = make_run(tmp_path, change=louder)
     assert evaluate(other, EvaluationSettings(target_fpr=0.05, resamples=20), lambda _: None)["threshold"] == results["threshold"]
 
 
@@ -119,6 +122,7 @@ def test_too_few_windows_give_the_lowest_rate_that_they_can_tell(tmp_path: Path)
     found = evaluate(make_run(tmp_path, size=10, attacked=0), EvaluationSettings(target_fpr=0.01, resamples=5), said.append)
     assert found["threshold"]["nominal_fpr"] == pytest.approx(1 / 61)
     assert "note: 60 benign validation windows cannot tell a rate below 0.0164: that is used instead of 0.01" in said
+    assert any(line.startswith("at a threshold for 0.0164 false alarms (0.01 were asked for): ") for line in said)
     assert math.isfinite(found["threshold"]["threshold"])
 
 
@@ -148,9 +152,65 @@ def test_alerts_an_hour_and_delay() -> None:
     assert (found["alerts"], found["false_alerts"]) == (3, 2)
     assert found["alerts_per_hour"]["value"] == pytest.approx(3 / (70 / 60))
     assert found["delay_seconds"]["value"] == pytest.approx(600)
+    assert (found["delay_seconds"]["events"], found["delay_seconds"]["missed"]) == (1, 0)
+    assert found["alerts_per_hour"]["low"] < found["alerts_per_hour"]["value"] < found["alerts_per_hour"]["high"]
+    assert found["alerts_per_hour"]["sessions"] == {"timed": 2}
     assert judge(marks_of([0, 1], [0, 1]), np.ones(2), 0.5, 5, 0)["time"]["hours"] == {
         "value": None, "low": None, "high": None, "reason": "times of events are not known",
     }  # fmt: skip
+
+
+def test_hours_that_sessions_share_are_divided_among_them() -> None:
+    shares = measures._shares(np.array([0, 20, 100, 300]), np.array([50, 70, 130, 300]))
+    np.testing.assert_allclose(shares, [20 + 15, 15 + 20, 30, 0])
+
+
+def test_an_unknown_window_ends_an_event_for_all_measures() -> None:
+    marks = marks_of([1, -1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1], [60_000 * i for i in range(6)])
+    found = judge(marks, np.array([0, 0, 9, 0, 0, 0], float), 5.0, 20, 0)
+    assert found["events"] == {"happened": 2, "detected": 1}
+    assert (found["time"]["delay_seconds"]["events"], found["time"]["delay_seconds"]["missed"]) == (1, 1)
+    assert [row["events"] for row in found["by_group"]] == [2, 0]
+
+
+def test_missed_events_are_counted_and_censored() -> None:
+    minute, count = 60_000, 8
+    attack, time = ([0, 1, 1, 1] * count), [minute * i for i in range(4 * count)]
+    session = np.repeat(np.arange(count), 4).tolist()
+    delays = [0, 0, 1, 1, 2, None, None, None]  # minutes, by event
+    alarm = np.zeros(4 * count)
+    for event, delay in enumerate(delays):
+        if delay is not None:
+            alarm[4 * event + 1 + delay] = 1
+    found = judge(marks_of(attack, session, time), alarm, 0.5, 200, 0)["time"]["delay_seconds"]
+    assert (found["value"], found["worst"], found["events"], found["missed"]) == (60, 120, 5, 3)
+    assert found["median_of_all"]["value"] == np.median([0, 0, 60, 60, 120, np.inf, np.inf, np.inf])
+    assert found["low"] == 0
+    assert found["value"] <= found["high"] <= 120
+    assert found["sessions"] == {"attack": 5}
+    alarm[np.arange(4 * count) >= 8] = 0  # two of eight
+    found = judge(marks_of(attack, session, time), alarm, 0.5, 200, 0)["time"]["delay_seconds"]
+    assert (found["events"], found["missed"], found["median_of_all"]["value"]) == (2, 6, None)
+
+
+def test_medians_of_a_resample_are_those_of_the_repeated_values() -> None:
+    rng = np.random.default_rng(0)
+    values, weights = np.sort(rng.random(9)), rng.integers(0, 4, (40, 9)).astype(float)
+    found = measures._medians(values, weights)
+    np.testing.assert_allclose(found, [np.median(np.repeat(values, row.astype(int))) for row in weights])
+    assert np.isnan(measures._medians(values, np.zeros((1, 9))))[0]
+
+
+def test_without_resamples_there_is_no_interval_and_the_point_is_in_none() -> None:
+    rng = np.random.default_rng(0)
+    attack, session = (rng.random(120) < 0.3).astype(int).tolist(), np.repeat(np.arange(6), 20).tolist()
+    marks, scores = marks_of(attack, session, list(range(120))), rng.random(120)
+    none = judge(marks, scores, 0.5, 0, 0)
+    assert none["recall"]["low"] is None
+    assert none["recall"]["reason"] == none["time"]["alerts_per_hour"]["reason"] == "no resample was drawn"
+    one = judge(marks, scores, 0.5, 1, 0)["recall"]
+    assert one["low"] == one["high"] != one["value"], "the only resample is the interval"
+    assert one["sessions"] == {"attack": 6}
 
 
 def test_sessions_out_of_order_change_nothing() -> None:
@@ -209,24 +269,24 @@ def test_groups_and_labels(results: dict) -> None:
     assert labels[1]["roc_auc"] > 0.9
 
 
-def damage_shape(layout: Layout) -> None:
-    np.save(layout.encoded / "time_test.npy", np.zeros(3, np.int64))
+def damage_shape(folder: Path) -> None:
+    np.save(folder / "time_test.npy", np.zeros(3, np.int64))
 
 
-def damage_name(layout: Layout) -> None:
-    (layout.encoded / "label_test.npy").unlink()
+def damage_name(folder: Path) -> None:
+    (folder / "label_test.npy").unlink()
 
 
-def damage_index(layout: Layout) -> None:
-    np.save(layout.encoded / "label_test.npy", np.full(240, 7, np.int32))
+def damage_index(folder: Path) -> None:
+    np.save(folder / "label_test.npy", np.full(240, 7, np.int32))
 
 
-def damage_windows(layout: Layout) -> None:
-    np.save(layout.encoded / "X_test_sequences.npy", np.zeros((240, 9, 5), np.float32))
+def damage_windows(folder: Path) -> None:
+    np.save(folder / "X_test_sequences.npy", np.zeros((240, 9, 5), np.float32))
 
 
-def damage_attack(layout: Layout) -> None:
-    np.save(layout.encoded / "y_val.npy", np.ones(240, np.int8))
+def damage_attack(folder: Path) -> None:
+    np.save(folder / "y_val.npy", np.ones(240, np.int8))
 
 
 @pytest.mark.parametrize(
@@ -240,11 +300,28 @@ def damage_attack(layout: Layout) -> None:
     ],
 )
 def test_wrong_input_is_named_and_nothing_is_written(tmp_path: Path, damage: object, message: str) -> None:
-    layout = make_run(tmp_path)
-    damage(layout)  # type: ignore[operator]
+    layout = make_run(tmp_path, change=damage)
     with pytest.raises(UserError, match=message):
         evaluate(layout, EvaluationSettings(), lambda _: None)
     assert not layout.eval.exists()
+
+
+def test_altered_windows_and_a_model_of_other_windows_are_refused(tmp_path: Path) -> None:
+    layout = make_run(tmp_path)
+    path = layout.encoded / "y_test.npy"
+    marks = path.read_bytes()
+    np.save(path, 1 - np.load(path))
+    with pytest.raises(UserError, match=r"file 'y_test\.npy' was altered"):
+        evaluate(layout, EvaluationSettings(), lambda _: None)
+    path.write_bytes(marks)
+    evaluate(layout, EvaluationSettings(resamples=5), lambda _: None)
+    before = (layout.eval / "meta.json").read_bytes()
+    write_encoded(layout.encoded, sessions=7)
+    with pytest.raises(UserError, match=r"was trained on other windows than .*run stage 3 again"):
+        evaluate(layout, EvaluationSettings(), lambda _: None)
+    assert (layout.eval / "meta.json").read_bytes() == before
+    write_encoded(layout.encoded)  # the same windows, written later
+    evaluate(layout, EvaluationSettings(resamples=5), lambda _: None)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ import pytest
 from src.errors import UserError
 from src.sae.layout import Layout, finish
 from src.sae.run import NAMES, Stage, carry_out, chosen, flags, plan, run
+from src.training.sae_trainer import SAETrainer
 from tests.nbaiot import write_numbered
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +27,9 @@ SMALL = [
 
 
 def start(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
-    """`python -m src.sae.run` in a process of its own, with nothing to read from."""
-    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "cwd": ROOT, "timeout": 120, **more}
+    """`python -m src.sae.run` in a process of its own, on one thread like the tests, with nothing to read from."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "cwd": ROOT, "timeout": 120, "env": environment, **more}
     return subprocess.run([sys.executable, "-m", "src.sae.run", *words], check=False, **options)  # type: ignore[call-overload]
 
 
@@ -226,6 +228,31 @@ def test_a_preset_is_not_wanted_from_training_on(whole: tuple[Layout, list[str],
     assert [stage.number for stage in plan(flags().parse_args([*words, "--start-from", "3"]), Layout(tmp_path, "bigbase", "v1"))] == [3]
     with pytest.raises(UserError, match="basic, extended"):
         plan(flags().parse_args([*words, "--root", str(tmp_path)]), Layout(tmp_path, "bigbase", "v1"))
+
+
+def test_the_same_words_and_resume_go_on_with_an_interrupted_training(
+    whole: tuple[Layout, list[str], object], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*whole[1], "--out", str(tmp_path), "--stop-at", "3"]
+
+    def stop(_: object, row: dict[str, float]) -> None:
+        if row["epoch"] == 7:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("src.sae.training._Progress.__call__", stop)
+        patch.setattr("src.artifacts.command", lambda: "the words without --resume")
+        assert told(words, capsys)[0] == 130
+    layout = Layout(tmp_path, "nbaiot", "v1")
+    earlier = (layout.encoded / "meta.json").read_bytes()
+    epochs, train_epoch = [], SAETrainer.train_epoch
+    monkeypatch.setattr(SAETrainer, "train_epoch", lambda self, batches: epochs.append(1) or train_epoch(self, batches))
+    shown = told([*words, "--resume"], capsys)
+    assert shown[0] == 0, shown
+    assert (layout.encoded / "meta.json").read_bytes() != earlier, "stage 2 ran again, at another time and by other words"
+    assert len(epochs) == 4, "7 of 11 epochs were done"
+    name = "detector.safetensors"
+    assert (layout.model / name).read_bytes() == (whole[0].model / name).read_bytes()
 
 
 def test_an_unforeseen_error_is_a_failure_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

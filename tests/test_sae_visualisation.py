@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,19 +13,19 @@ from src.sae import visualisation
 from src.sae.evaluation import EvaluationSettings, evaluate
 from src.sae.layout import Layout, finish
 from src.sae.visualisation import KIND, Scored, VisualisationSettings, latent_sample, visualise
-from tests.encoded import make_run
+from tests.encoded import make_run, write_encoded, write_model
 
 FIGURES = {"roc_curve", "precision_recall_curve", "error_distribution", "latent_space", "confusion_matrix", "temporal_analysis"}
 
 
-def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: int | bool) -> tuple[Layout, dict[str, str]]:
+def drawn(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Layout, dict[str, str]]:
     """A run through stages 4 and 5, and all that its figures say, by name."""
     layout = make_run(folder, **options)
     evaluate(layout, EvaluationSettings(target_fpr=0.05, resamples=20), lambda _: None)
     said: dict[str, str] = {}
     save = Figure.savefig
 
-    def listen(figure: Figure, path: Path, **others: object) -> None:
+    def listen(figure: Figure, path: Path, **others: Any) -> None:
         save(figure, path, **others)
         said[path.stem] = "\n".join(text.get_text() for text in figure.findobj(Text))  # type: ignore[attr-defined]
 
@@ -46,7 +47,11 @@ def test_six_figures_say_what_they_are_of(tmp_path: Path, monkeypatch: pytest.Mo
         with Image.open(path) as image:
             assert image.width >= 700
     assert "prevalence 0.100" in said["precision_recall_curve"]
-    assert "threshold" in said["error_distribution"]
+    for words in ("threshold", "reconstruction error, one part of the score; no threshold is on it", "mean squared error of a window, scaled units"):
+        assert words in said["error_distribution"]
+    assert "reconstruction error alone: area" in said["roc_curve"]
+    assert "3 + 6 sessions" in said["roc_curve"]
+    assert "score of a window, log scale" in said["temporal_analysis"]
     assert "attack: 24 windows, 100.0 % above" in said["error_distribution"]
     assert "t-SNE of 60 windows" in said["latent_space"]
     assert "DDoS" in said["latent_space"]
@@ -71,6 +76,13 @@ def test_without_attacks_figures_say_so(tmp_path: Path, monkeypatch: pytest.Monk
     assert ("order of the capture" in said["temporal_analysis"]) == (not options.get("timed", True))
 
 
+def test_a_latent_code_of_one_unit_is_a_histogram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, said = drawn(tmp_path, monkeypatch, latent=1)
+    assert {path.stem for path in layout.vis.glob("*.png")} == FIGURES
+    assert "one unit: nothing to project" in said["latent_space"]
+    assert "DDoS" in said["latent_space"]
+
+
 def test_the_sample_gives_each_class_its_room(tmp_path: Path) -> None:
     layout = make_run(tmp_path)
     evaluate(layout, EvaluationSettings(target_fpr=0.05, resamples=5), lambda _: None)
@@ -89,11 +101,16 @@ def test_a_run_that_was_not_evaluated_is_refused(tmp_path: Path, capsys: pytest.
     assert not layout.vis.exists()
 
 
-def test_other_windows_than_those_evaluated_are_refused(tmp_path: Path) -> None:
+def test_what_was_not_evaluated_is_not_drawn(tmp_path: Path) -> None:
     layout = make_run(tmp_path)
     evaluate(layout, EvaluationSettings(target_fpr=0.05, resamples=5), lambda _: None)
-    for name in ("y", "label", "session", "group", "time"):
-        path = layout.encoded / f"{name}_test.npy"
-        np.save(path, np.load(path)[:-1])
-    with pytest.raises(UserError, match="judges 240 windows"):
+    write_model(layout, latent=4)
+    with pytest.raises(UserError, match=rf"another content than '{layout.model}' now holds; run stage 4 again"):
         visualise(layout, VisualisationSettings(), lambda _: None)
+    write_encoded(layout.encoded, sessions=7)
+    with pytest.raises(UserError, match=rf"another content than '{layout.encoded}' now holds; run stage 4 again"):
+        visualise(layout, VisualisationSettings(), lambda _: None)
+    (layout.encoded / "y_test.npy").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"'y_test\.npy' was altered"):
+        visualise(layout, VisualisationSettings(), lambda _: None)
+    assert not layout.vis.exists()

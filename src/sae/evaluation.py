@@ -2,9 +2,13 @@
 
 `python -m src.sae.evaluation --dataset NAME --version NAME [--target-fpr RATE] [--out FOLDER]`
 
-Nothing is fitted here. A window raises an alarm when the detector's score of it lies above a quantile of the scores of benign *validation*
-windows, chosen so that at most `target_fpr` of traffic like that is flagged (a conformal p-value below `target_fpr`: Vovk et al. 2005); the
-test split never moves it. `src.sae.measures` says what alarms are worth.
+Nothing is fitted here. A window raises an alarm when its score (`AnomalyDetector`: a distance of marks from those of benign windows, in which the
+reconstruction error is one among many) lies above a quantile of the scores of benign *validation* windows, chosen so that at most `target_fpr` of
+traffic like that is flagged (a conformal p-value below `target_fpr`: Vovk et al. 2005). Where those are too few to tell so low a rate, the
+threshold is for the lowest that they can tell, and that is said; the test split never moves it. `src.sae.measures` says what alarms are worth.
+
+`eval/NAME` holds, of each test window: `reconstruction_errors.npy`, the mean squared error of its reconstruction in scaled units; `scores.npy`, on
+which the threshold is; `anomaly_scores.npy`, one minus the score's conformal p-value; `predictions.npy`, 1 where it raises an alarm.
 """
 
 from __future__ import annotations
@@ -21,11 +25,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from src.artifacts import new_artifact
+from src.artifacts import content_digest, new_artifact, open_artifact
 from src.errors import UserError
 from src.models.lstm_sae import ROUNDING, AnomalyDetector
+from src.sae import encoding
 from src.sae.layout import Layout, Say, finish, layout_of, parser, read_json, teller
-from src.sae.measures import Marks, Measure, judge, plain_ranking, read_array
+from src.sae.measures import NEEDS, Marks, Measure, judge, rank, read_array
 
 KIND = "sae-evaluation"
 AT_ONCE = 2048
@@ -54,24 +59,23 @@ class EvaluationSettings:
 
 
 def score(detector: AnomalyDetector, windows: NDArray[np.float32], say: Say, what: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The detector's scores and the mean squared reconstruction errors, (N,) each, of windows (N, T, F); the higher, the more abnormal.
+    """Scores (N,) of windows (N, T, F), and the mean squared errors (N,) of their reconstruction in scaled units; the higher, the more abnormal.
 
     The windows may lie on disk: a part at a time is in memory.
     """
-    found, errors = np.empty(len(windows)), np.empty(len(windows))
-    model = detector.model.eval()
+    scores, errors = np.empty(len(windows)), np.empty(len(windows))
     told = began = time.perf_counter()
     for first in range(0, len(windows), AT_ONCE):
         part = np.array(windows[first : first + AT_ONCE], dtype=np.float32)  # a copy in memory
         here = slice(first, first + len(part))
-        found[here] = detector.score(part)
+        scores[here] = detector.score(part)
         with torch.inference_mode():
-            scaled = model.scaler(torch.from_numpy(part))
-            errors[here] = (model.rebuild(scaled) - scaled).square().mean(dim=(1, 2)).numpy()
+            scaled = detector.model.scaler(torch.from_numpy(part))
+            errors[here] = (detector.model.rebuild(scaled) - scaled).double().square().mean(dim=(1, 2)).numpy()
         if time.perf_counter() - told > 10:
             told = time.perf_counter()
             say(f"{what}: {first + len(part):,} of {len(windows):,} windows, {(first + len(part)) / (told - began):,.0f} a second")
-    return found, errors
+    return scores, errors
 
 
 def alarm_threshold(benign: NDArray[np.floating], target_fpr: float) -> tuple[float, float]:
@@ -80,7 +84,7 @@ def alarm_threshold(benign: NDArray[np.floating], target_fpr: float) -> tuple[fl
     The p-value of a score is (1 + benign scores at least as large) / (M + 1), where rounding makes no difference, as in `AnomalyDetector`. None is
     below 1 / (M + 1): where that is too much, the threshold is the largest benign score, and the second figure says so by being above the target.
     """
-    most = max(math.ceil(target_fpr * (len(benign) + 1) - 1e-9) - 2, 0)  # benign scores that may be at least as large
+    most = max(math.ceil(target_fpr * (len(benign) + 1) - 1e-9) - 2, 0)  # benign errors that may be at least as large
     return float(np.sort(benign)[len(benign) - 1 - most]) / (1 - ROUNDING), (most + 1) / (len(benign) + 1)
 
 
@@ -91,10 +95,14 @@ def evaluate(layout: Layout, settings: EvaluationSettings, say: Say) -> dict[str
         What `evaluation_results.json` holds.
 
     Raises:
-        UserError: when a former stage is missing or damaged, or a split holds nothing to work with.
+        UserError: when a former stage is missing or altered, the model was trained on other windows, or a split holds nothing to work with.
     """
     began = time.perf_counter()
-    detector, _ = AnomalyDetector.load(layout.model)
+    open_artifact(layout.encoded, encoding.KIND)
+    encoded = content_digest(layout.encoded)
+    detector, trained = AnomalyDetector.load(layout.model)
+    if trained.get("encoded", {}).get("digest") != encoded:
+        raise UserError(f"'{layout.model}' was trained on other windows than '{layout.encoded}' holds; run stage 3 again")
     shape = detector.model.config
     marks = {split: Marks.read(layout.encoded, split) for split in ("val", "test")}
     windows = {split: read_array(layout.encoded / f"X_{split}_sequences.npy") for split in marks}
@@ -105,20 +113,20 @@ def evaluate(layout: Layout, settings: EvaluationSettings, say: Say) -> dict[str
             raise UserError(f"'{layout.encoded}' holds no window of {split}; take more rows, or shorter windows, in stage 2")
         if array.shape[1:] != (shape.sequence_length, shape.input_size):
             raise UserError(
-                f"'{layout.model}' reads windows of {shape.sequence_length} x {shape.input_size}, and those of {split} are {array.shape[1:]}; train again"
+                f"'{layout.model}' reads windows of {shape.sequence_length} x {shape.input_size}, and those of {split} are {array.shape[1:]}; run stage 2 again"
             )
-    read = {split: score(detector, array, say, f"scoring {split}") for split, array in windows.items()}
-    for split, both in read.items():
-        if not np.isfinite(both).all():
-            raise UserError(f"{int((~np.isfinite(both)).sum())} scores and errors of {split} are not finite; train again (stage 3)")
-    scores, (_, errors) = {split: both[0] for split, both in read.items()}, read["test"]
+    scored = {split: score(detector, array, say, f"scoring {split}") for split, array in windows.items()}
+    for split, pair in scored.items():
+        if count := int((~np.isfinite(pair).all(axis=0)).sum()):
+            raise UserError(f"scores of {count} windows of {split} are not finite; train again (stage 3)")
+    scores, errors = scored["test"]
     usual = marks["val"].attack == 0
     source = "benign validation windows"
     if not usual.any():
         usual, source = marks["val"].attack < 0, "validation windows without a label (none is known to be benign)"
     if not usual.any():
         raise UserError(f"'{layout.encoded}' holds no benign validation window, so no threshold can be set; split the data otherwise in stage 2")
-    threshold, rate = alarm_threshold(scores["val"][usual], settings.target_fpr)
+    threshold, rate = alarm_threshold(scored["val"][0][usual], settings.target_fpr)
     limit = {
         "threshold": threshold,
         "target_fpr": settings.target_fpr,
@@ -126,7 +134,6 @@ def evaluate(layout: Layout, settings: EvaluationSettings, say: Say) -> dict[str
         "rule": "alarm where the score is above the threshold: its conformal p-value among the reference is at most nominal_fpr",
         "reference": source,
         "reference_windows": int(usual.sum()),
-        "share_of_reference_above": float((scores["val"][usual] > threshold).mean()),
     }
     if rate > settings.target_fpr + 1e-9:
         limit["note"] = f"{int(usual.sum())} {source} cannot tell a rate below {rate:.3g}: that is used instead of {settings.target_fpr:g}"
@@ -137,18 +144,21 @@ def evaluate(layout: Layout, settings: EvaluationSettings, say: Say) -> dict[str
         "settings": asdict(settings),
         "notes": read_json(layout.encoded / "metadata.json").get("notes", []),
         "threshold": limit,
-        "reconstruction_error": plain_ranking(marks["test"], errors),
-        "test": judge(marks["test"], scores["test"], threshold, settings.resamples, settings.seed),
+        "test": {
+            **judge(marks["test"], scores, threshold, settings.resamples, settings.seed),
+            "reconstruction_error_alone": rank(marks["test"], errors, settings.resamples, settings.seed),
+        },
         "validation": {"windows": {name: int((marks["val"].attack == value).sum()) for name, value in (("benign", 0), ("attack", 1), ("unknown", -1))}},
     }
     found["seconds"] = round(time.perf_counter() - began, 1)
-    with new_artifact(layout.eval, KIND, {"dataset": layout.dataset, "version": layout.version, "settings": asdict(settings)}) as target:
+    judged = {"encoded": encoded, "model": content_digest(layout.model)}
+    with new_artifact(layout.eval, KIND, {"dataset": layout.dataset, "version": layout.version, "settings": asdict(settings), "judged": judged}) as target:
         for name, tree in (("evaluation_results", found), ("threshold", limit)):
             (target / f"{name}.json").write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         np.save(target / "reconstruction_errors.npy", errors)
-        np.save(target / "scores.npy", scores["test"])
-        np.save(target / "anomaly_scores.npy", detector.rarity(scores["test"]))
-        np.save(target / "predictions.npy", (scores["test"] > threshold).astype(np.int8))
+        np.save(target / "scores.npy", scores)
+        np.save(target / "anomaly_scores.npy", detector.rarity(scores))
+        np.save(target / "predictions.npy", (scores > threshold).astype(np.int8))
     for line in summary(found):
         say(line)
     return found
@@ -162,8 +172,15 @@ def summary(found: Mapping[str, Any]) -> list[str]:
     told = [
         f"{name.replace('_', ' ')} {_words(test[name])}" for name in ("roc_auc", "pr_auc", "prevalence", "precision", "recall", "f1", "fpr", "event_recall")
     ]
-    lines.append(f"at a nominal rate of {limit['nominal_fpr']:.3g} false alarms: " + ", ".join(told))
-    lines += [f"{name.replace('_', ' ')} is not known: {test[name]['reason']}" for name in ("roc_auc",) if test[name]["value"] is None]
+    asked = "" if limit["nominal_fpr"] <= limit["target_fpr"] + 1e-9 else f" ({limit['target_fpr']:g} were asked for)"
+    lines.append(f"at a threshold for {limit['nominal_fpr']:.3g} false alarms{asked}: " + ", ".join(told))
+    if test["roc_auc"]["value"] is None:
+        lines.append(f"roc auc is not known: {test['roc_auc']['reason']}")
+    else:
+        lines.append(f"the reconstruction error alone has roc auc {_words(test['reconstruction_error_alone']['roc_auc'])}")
+    if any(test[name]["low"] is not None for name in NEEDS):
+        held = test["sessions_with"]
+        lines.append(f"intervals are over {held['attack']:,} sessions with attack windows and {held['benign']:,} with benign ones")
     return lines
 
 

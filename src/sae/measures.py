@@ -2,14 +2,16 @@
 
 Windows count as they are: no alarm is credited to the windows around it (that "point adjustment" makes random scores look good: Kim et al.
 2022, AAAI). What belongs together is counted apart, as events: an event is a run of attack windows of one session, and is detected when any
-of them raises an alarm.
+of them raises an alarm. A window that is not known to be of an attack or not ends an event, and is in no measure of windows.
 
-Intervals are 95 % percentile intervals of a bootstrap that draws whole sessions, those with and those without attack windows apart, because
-windows of a session resemble one another. A measure that the data do not determine is null, with the reason beside it.
+Intervals are 95 % percentile intervals of a bootstrap that draws whole sessions, those with and those without attack windows apart (for
+alerts an hour all together), because windows of a session resemble one another; beside each stands how many sessions it was drawn from. A
+measure that the data do not determine is null, with the reason beside it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +29,7 @@ _CELLS = 4_000_000
 """Cells of a (resamples, windows) table held at once."""
 
 Measure = dict[str, Any]
-"""`value`, `low` and `high`, and `reason` where one of them is null that could be known."""
+"""`value`, `low` and `high`, `reason` where one of them is null that could be known, and beside an interval `sessions`, by what they hold."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,24 @@ def runs(flag: NDArray[np.bool_], session: NDArray[np.integer]) -> tuple[NDArray
     return np.sort(np.concatenate((np.flatnonzero(step == 1), cut))), np.sort(np.concatenate((np.flatnonzero(step == -1), cut)))
 
 
+@dataclass(frozen=True)
+class Incidents:
+    """Events of windows sorted by session: runs of attack windows in one session."""
+
+    first: NDArray[np.int64]
+    """(E,) first window."""
+    hit: NDArray[np.int64]
+    """(E,) first window of the event that raises an alarm, -1 where none does."""
+
+    @classmethod
+    def find(cls, marks: Marks, alarm: NDArray[np.bool_]) -> Incidents:
+        """Those of all windows (N,) of a split, known or not."""
+        first, end = runs(marks.attack == 1, marks.session)
+        raised = np.append(np.flatnonzero(alarm), len(alarm))
+        hit = raised[np.searchsorted(raised, first)]
+        return cls(first, np.where(hit < end, hit, -1))
+
+
 def ranking(scores: NDArray[np.float64], attack: NDArray[np.bool_], sample: Bootstrap) -> tuple[Values, Values]:
     """Area under the ROC curve and average precision, (1 + R,) each: of the windows as they are, then of each resample.
 
@@ -130,38 +150,48 @@ def judge(marks: Marks, scores: NDArray[np.float64], threshold: float, resamples
         marks: of N windows.
         scores: (N,), the higher, the more abnormal.
         threshold: a score above it is an alarm.
-        resamples: draws of sessions behind each interval.
+        resamples: draws of sessions behind each interval; with none there is no interval.
         seed: of the draws.
     """
-    order = np.argsort(marks.session, kind="stable")  # windows of a session together, in the order they had
-    marks, scores = marks.take(order), scores[order]
-    known = marks.attack >= 0
+    marks, scores = _by_session(marks, scores)
     return {
         "windows": {name: int((marks.attack == value).sum()) for name, value in (("benign", 0), ("attack", 1), ("unknown", -1))},
         "sessions": len(np.unique(marks.session)),
         "alarms": int((scores > threshold).sum()),
-        **_measures(marks.take(known), scores[known], threshold, resamples, seed),
-        "time": _over_time(marks, scores > threshold),
-        "by_group": _parts(marks.take(known), scores[known], threshold),
+        **_measures(marks, scores, threshold, resamples, seed),
+        "time": _over_time(marks, scores > threshold, resamples, seed),
+        "by_group": _parts(marks, scores, threshold),
         "by_label": _labels(marks, scores, threshold),
     }
 
 
-def plain_ranking(marks: Marks, scores: NDArray[np.float64]) -> dict[str, float | None]:
-    """Areas under the curves of scores (N,) to compare with, without intervals; null where a class is missing."""
-    known = marks.attack >= 0
-    attack = marks.attack[known] == 1
-    if not attack.any() or attack.all():
-        return {"roc_auc": None, "pr_auc": None}
-    area, precision = ranking(scores[known], attack, Bootstrap(Blocks(np.arange(len(attack)), np.zeros(len(attack), np.int64)), 0, 0))
-    return {"roc_auc": float(area[0]), "pr_auc": float(precision[0])}
+def rank(marks: Marks, values: NDArray[np.float64], resamples: int, seed: int) -> dict[str, Measure]:
+    """`roc_auc` and `pr_auc` of any value (N,) of the windows, the higher the more abnormal, under the same draws of sessions as in `judge`."""
+    marks, values = _by_session(marks, values)
+    found = _measures(marks, values, math.inf, resamples, seed)
+    return {name: found[name] for name in ("roc_auc", "pr_auc")}
+
+
+def _by_session(marks: Marks, values: NDArray[np.float64]) -> tuple[Marks, NDArray[np.float64]]:
+    """Windows of a session together, in the order they had."""
+    order = np.argsort(marks.session, kind="stable")
+    return marks.take(order), values[order]
+
+
+def _draws(marks: Marks, resamples: int, seed: int, apart: bool = True) -> Bootstrap:
+    """Draws of sessions, those with attack windows and those without apart or all together."""
+    _, of = np.unique(marks.session, return_inverse=True)
+    attacked = np.bincount(of, weights=marks.attack == 1) > 0
+    return Bootstrap(Blocks(of, (attacked & apart).astype(np.int64)), resamples, seed)
 
 
 def _measures(marks: Marks, scores: NDArray[np.float64], threshold: float, resamples: int, seed: int) -> dict[str, Any]:
-    """Measures of windows that are known to be of an attack or not, sorted by session, with intervals."""
+    """Measures of windows sorted by session, with intervals. Those that are not known to be of an attack or not end events, no more."""
+    known = marks.attack >= 0
+    incidents = Incidents.find(marks, scores > threshold)
+    first, seen = (np.cumsum(known) - 1)[incidents.first], incidents.hit >= 0  # an attack window is known
+    marks, scores = marks.take(known), scores[known]
     attack, alarm = marks.attack == 1, scores > threshold
-    first, end = runs(attack, marks.session)
-    seen = np.logical_or.reduceat(np.append(alarm, False), np.column_stack((first, end)).ravel())[::2] if len(first) else np.zeros(0, np.bool_)
     found = {
         "prevalence": _value(float(attack.mean())) if len(marks) else _null("no window is known to be benign or of an attack"),
         "confusion": {
@@ -173,10 +203,9 @@ def _measures(marks: Marks, scores: NDArray[np.float64], threshold: float, resam
         "events": {"happened": len(first), "detected": int(seen.sum())},
     }
     if not len(marks):
-        return {**found, **dict.fromkeys(_NEEDS, found["prevalence"]), "sessions_with": {"attack": 0, "benign": 0}}
-    _, of = np.unique(marks.session, return_inverse=True)
-    sessions = {kind: np.bincount(of, weights=mine) > 0 for kind, mine in (("attack", attack), ("benign", ~attack))}
-    sample = Bootstrap(Blocks(of, sessions["attack"].astype(np.int64)), resamples, seed)
+        return {**found, **dict.fromkeys(NEEDS, found["prevalence"]), "sessions_with": {"attack": 0, "benign": 0}}
+    sample = _draws(marks, resamples, seed)
+    sessions = {kind: np.bincount(sample.blocks.of, weights=mine) > 0 for kind, mine in (("attack", attack), ("benign", ~attack))}
     events = np.zeros((len(marks), 2))
     events[first] = np.column_stack((seen, np.ones(len(first))))  # each event stands at its first window
     counted = sample.sums(np.column_stack((attack & alarm, ~attack & alarm, attack, ~attack, events)))  # (1 + R, 6)
@@ -192,11 +221,11 @@ def _measures(marks: Marks, scores: NDArray[np.float64], threshold: float, resam
             "fpr": false / benign,
             "event_recall": caught / happened,
         }
-    measured = {name: _measure(drawn, {kind: int(sessions[kind].sum()) for kind in _NEEDS[name]}, sample.confidence) for name, drawn in values.items()}
+    measured = {name: _measure(drawn, {kind: int(sessions[kind].sum()) for kind in NEEDS[name]}, sample.confidence) for name, drawn in values.items()}
     return {**found, **measured, "sessions_with": {kind: int(mine.sum()) for kind, mine in sessions.items()}}
 
 
-_NEEDS = {
+NEEDS = {
     "roc_auc": ("attack", "benign"),
     "pr_auc": ("attack", "benign"),
     "precision": ("attack", "benign"),
@@ -223,65 +252,112 @@ def _measure(values: Values, sessions: Mapping[str, int], confidence: float) -> 
             return _null(f"no window is {'of an attack' if kind == 'attack' else kind}")
     if np.isnan(values[0]):
         return _null("no window raises an alarm")
+    return _with_interval(values, sessions, confidence)
+
+
+def _with_interval(values: Values, sessions: Mapping[str, int], confidence: float) -> Measure:
+    """A value and its interval from (1 + R,): the value of the windows as they are, which is in no interval, and of R resamples."""
+    point = float(values[0])
     for kind, count in sessions.items():
         if count < 2:
-            return {**_value(float(values[0])), "reason": f"one session holds all {kind} windows, and an interval needs two"}
-    low, high = interval(values[~np.isnan(values)], confidence)
-    return {"value": float(values[0]), "low": low, "high": high}
+            return {**_value(point), "reason": f"one session holds all {kind} windows, and an interval needs two"}
+    drawn = values[1:][np.isfinite(values[1:])]
+    if not len(drawn):
+        return {**_value(point), "reason": "no resample determines it" if len(values) > 1 else "no resample was drawn"}
+    low, high = interval(drawn, confidence)
+    return {"value": point, "low": low, "high": high, "sessions": dict(sessions)}
 
 
-def _over_time(marks: Marks, alarm: NDArray[np.bool_]) -> dict[str, Any]:
+def _over_time(marks: Marks, alarm: NDArray[np.bool_], resamples: int, seed: int) -> dict[str, Any]:
     """Alerts an hour and detection delay of windows sorted by session, where times are known.
 
-    An alert is a run of alarms in one session; the hours are those that any session spans, counted once where sessions overlap. The delay of
-    a detected event runs from the end of its first window to the end of its first window that raises an alarm.
+    An alert is a run of alarms in one session; one is counted where the time of its first window is known. The hours are those from the first
+    to the last window of any session, counted once where sessions overlap: a session's idle gaps are in them, so on traffic with long gaps
+    the rates are lower than while something happens. In a resample an hour that sessions share is divided evenly among them.
+
+    The delay of a detected event runs from the end of its first window to the end of its first window that raises an alarm. Its median is over
+    detected events, `missed` is how many were not, and `median_of_all` is the median where those count as detected after any delay.
     """
     timed = marks.time >= 0
     if not timed.any():
-        reason = "times of events are not known"
-        return {name: _null(reason) for name in ("hours", "alerts_per_hour", "false_alerts_per_hour", "delay_seconds")}
-    marks, alarm = marks.take(timed), alarm[timed]
-    _, start = np.unique(marks.session, return_index=True)
-    spans = np.column_stack((np.minimum.reduceat(marks.time, start), np.maximum.reduceat(marks.time, start)))
-    spans = spans[np.argsort(spans[:, 0], kind="stable")]
-    covered = np.maximum.accumulate(np.concatenate(([spans[0, 0]], spans[:-1, 1])))  # up to where earlier sessions reach
-    hours = float(np.maximum(spans[:, 1] - np.maximum(spans[:, 0], covered), 0).sum()) / 3.6e6
+        return dict.fromkeys(("hours", "alerts_per_hour", "false_alerts_per_hour", "delay_seconds"), _null("times of events are not known"))
+    sample = _draws(marks, resamples, seed, apart=False)  # a rate needs no attack, and a lone session of its kind would never vary
+    of = sample.blocks.of
+    share = np.zeros(len(sample.blocks.label))  # (B,) hours of each session
+    with_time, start = np.unique(of[timed], return_index=True)
+    share[with_time] = _shares(np.minimum.reduceat(marks.time[timed], start), np.maximum.reduceat(marks.time[timed], start)) / 3.6e6
     first, end = runs(alarm, marks.session)
     attacks = np.concatenate(([0], np.cumsum(marks.attack != 0)))  # unknown windows make no alert a false one
-    false = int((attacks[end] == attacks[first]).sum())
-    delays = [
-        (marks.time[begin + hits[0]] - marks.time[begin]) / 1000
-        for begin, over in zip(*runs(marks.attack == 1, marks.session), strict=True)
-        if len(hits := np.flatnonzero(alarm[begin:over]))
-    ]
-    rates = (
-        {"alerts_per_hour": _value(len(first) / hours), "false_alerts_per_hour": _value(false / hours)}
-        if hours > 0
-        else {name: _null("the split spans no time") for name in ("alerts_per_hour", "false_alerts_per_hour")}
-    )
+    false = (attacks[end] == attacks[first]) & timed[first]
+    hours, sessions = sample.weights @ share, {"timed": len(with_time)}
+    counted = {"alerts": of[first[timed[first]]], "false_alerts": of[first[false]]}
+    rates = dict.fromkeys((f"{name}_per_hour" for name in counted), _null("the split spans no time"))
+    if hours[0] > 0:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            rates = {
+                f"{name}_per_hour": _with_interval(sample.weights @ np.bincount(where, minlength=len(share)) / hours, sessions, sample.confidence)
+                for name, where in counted.items()
+            }
     return {
-        "hours": _value(hours),
+        "hours": _value(float(hours[0])),
         "windows_with_time": int(timed.sum()),
-        "alerts": len(first),
-        "false_alerts": false,
+        **{name: len(where) for name, where in counted.items()},
         **rates,
-        "delay_seconds": {"value": float(np.median(delays)), "p90": float(np.quantile(delays, 0.9)), "worst": float(max(delays)), "events": len(delays)}
-        if delays
-        else _null("no event with known times was detected"),
+        "delay_seconds": _delay(marks, Incidents.find(marks, alarm), _draws(marks, resamples, seed)),
     }
+
+
+def _shares(start: NDArray[np.int64], end: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(S,) of each span its part of the time that any covers; time that several cover is divided evenly among them."""
+    edges = np.unique(np.concatenate((start, end)))
+    first, last = np.searchsorted(edges, start), np.searchsorted(edges, end)
+    covering = np.cumsum(np.bincount(first, minlength=len(edges)) - np.bincount(last, minlength=len(edges)))[:-1]
+    until = np.concatenate(([0.0], np.cumsum(np.diff(edges) / np.maximum(covering, 1))))
+    return until[last] - until[first]
+
+
+def _delay(marks: Marks, incidents: Incidents, sample: Bootstrap) -> Measure:
+    """Median delay of the detected events among those with known times, in seconds."""
+    seen = incidents.hit >= 0
+    known = (marks.time[incidents.first] >= 0) & (~seen | (marks.time[incidents.hit] >= 0))
+    if not (known & seen).any():
+        return {**_null("no event with known times was detected"), "events": 0, "missed": int(known.sum())}
+    first, hit, seen = incidents.first[known], incidents.hit[known], seen[known]
+    delay = np.where(seen, (marks.time[hit] - marks.time[first]) / 1000, np.inf)
+    order = np.argsort(delay, kind="stable")
+    delay, where = delay[order], sample.blocks.of[first[order]]
+    detected = int(seen.sum())
+    found, median = delay[:detected], _medians(delay, sample.weights[:, where])
+    sessions = {"attack": len(np.unique(where[:detected]))}
+    return {
+        **_with_interval(_medians(found, sample.weights[:, where[:detected]]), sessions, sample.confidence),
+        "p90": float(np.quantile(found, 0.9)),
+        "worst": float(found[-1]),
+        "events": detected,
+        "missed": len(delay) - detected,
+        "median_of_all": _value(float(median[0])) if np.isfinite(median[0]) else _null("half of the events or more were missed"),
+    }
+
+
+def _medians(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Values:
+    """(1 + R,) medians of ascending values (E,) that stand as often as weights (1 + R, E) say; NaN where none stands."""
+    count = np.cumsum(weights, axis=1)
+    half = count[:, -1:] / 2
+    lower, upper = (count >= half).argmax(axis=1), (count > half).argmax(axis=1)
+    return np.where(half[:, 0] > 0, (values[lower] + values[upper]) / 2, np.nan)
 
 
 def _parts(marks: Marks, scores: NDArray[np.float64], threshold: float) -> list[dict[str, Any]]:
     """A row a group: how it fares alone, at the common threshold. Null where it lacks a class."""
     found = []
-    for group in np.unique(marks.group):
+    for group in np.unique(marks.group[marks.attack >= 0]):
         mine = marks.group == group
-        one = _measures(marks.take(mine), scores[mine], threshold, 1, 0)
-        points = {name: one[name]["value"] for name in ("prevalence", *_NEEDS)}
+        one = _measures(marks.take(mine), scores[mine], threshold, 0, 0)
+        points = {name: one[name]["value"] for name in ("prevalence", *NEEDS)}
         found.append(
             {
                 "group": marks.group_names[group],
-                "windows": int(mine.sum()),
+                "windows": sum(one["confusion"].values()),
                 **points,
                 "events": one["events"]["happened"],
                 "detected": one["events"]["detected"],

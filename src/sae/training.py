@@ -10,7 +10,6 @@ the detector made of the best ones, so that nothing is fitted later on.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import sys
@@ -25,7 +24,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from src.artifacts import new_artifact, open_artifact
+from src.artifacts import content_digest, new_artifact, open_artifact
 from src.config import SAEModelConfig, SAETrainingConfig, explain, nearest
 from src.errors import UserError
 from src.models.lstm_sae import KIND, AnomalyDetector, SAEConfig, build_autoencoder
@@ -67,6 +66,7 @@ def train(layout: Layout, settings: TrainingSettings, say: Say) -> dict[str, Any
     """
     began = time.perf_counter()
     open_artifact(layout.encoded, encoding.KIND)
+    encoded = content_digest(layout.encoded)
     windows = {part: read_array(layout.encoded / f"X_{part}_sequences.npy") for part in ("train", "val")}
     fit, held, notes = _chosen(layout, windows)
     for note in notes:
@@ -94,7 +94,7 @@ def train(layout: Layout, settings: TrainingSettings, say: Say) -> dict[str, Any
         on_epoch=on_epoch,
         checkpoint=checkpoint,
         resume=settings.resume,
-        identity=f"{_digest(layout)} {settings.max_train} {settings.max_val}",
+        identity=f"{encoded} {settings.max_train} {settings.max_val}",
     )
     stopping = trainer.stopping
     say(f"stopped after epoch {len(history)}: {stopping.reason or 'it was the last'}")
@@ -117,7 +117,7 @@ def train(layout: Layout, settings: TrainingSettings, say: Say) -> dict[str, Any
         "stopped": stopping.reason or "last epoch",
         "notes": notes,
         "device": trainer.device.type,
-        "encoded": {"folder": layout.encoded.name, "digest": _digest(layout)},
+        "encoded": {"folder": layout.encoded.name, "digest": encoded},
         "seconds": round(time.perf_counter() - began, 1),
     }
     rows = [{name: value if math.isfinite(value) else None for name, value in row.items()} for row in history]
@@ -160,11 +160,6 @@ def _chosen(layout: Layout, windows: dict[str, NDArray[np.float32]]) -> tuple[ND
         empty = "training" if len(held) else "benign validation"
         raise UserError(f"'{layout.encoded}' holds no {empty} window; take more rows, shorter windows or another split in stage 2")
     return np.arange(len(marks["train"])), held, notes
-
-
-def _digest(layout: Layout) -> str:
-    """Of all that stage 2 wrote: that of its checksums."""
-    return hashlib.sha256((layout.encoded / "checksums.json").read_bytes()).hexdigest()
 
 
 class _Progress:

@@ -24,10 +24,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from src.artifacts import new_artifact, open_artifact
+from src.artifacts import content_digest, new_artifact, open_artifact
 from src.errors import UserError
 from src.models.lstm_sae import AnomalyDetector
-from src.sae import evaluation
+from src.sae import encoding, evaluation
 from src.sae.layout import Layout, Say, finish, layout_of, parser, read_json, teller
 from src.sae.measures import Marks, read_array, runs
 from src.training.explanation_figures import canvas
@@ -44,7 +44,7 @@ STRETCHES = 400
 class VisualisationSettings:
     """How stage 5 draws."""
 
-    points: int = 900
+    points: int = 1500
     """Windows in the picture of the latent space."""
     seed: int = 0
     """Of their choice, and of t-SNE."""
@@ -56,10 +56,11 @@ class Scored:
 
     marks: Marks
     scores: NDArray[np.float64]
-    """(N,) the detector's; the higher, the more abnormal."""
+    """(N,) the higher, the more abnormal."""
     errors: NDArray[np.float64]
-    """(N,) mean squared reconstruction errors."""
+    """(N,) mean squared errors of the reconstruction."""
     threshold: float
+    """Of the scores."""
     results: dict[str, Any]
     """Stage 4's."""
     source: str
@@ -71,16 +72,19 @@ class Scored:
         """What stages 2 and 4 wrote.
 
         Raises:
-            UserError: when stage 4 did not run, or ran on other windows.
+            UserError: when stage 4 did not run, or ran on other windows or with another model.
         """
-        open_artifact(layout.eval, evaluation.KIND)
+        judged = open_artifact(layout.eval, evaluation.KIND).get("judged", {})
+        open_artifact(layout.encoded, encoding.KIND)
+        for what, folder in (("encoded", layout.encoded), ("model", layout.model)):
+            if judged.get(what) != content_digest(folder):
+                raise UserError(f"'{layout.eval}' judges another content than '{folder}' now holds; run stage 4 again")
         marks = Marks.read(layout.encoded, "test")
         scores, errors = (np.array(read_array(layout.eval / f"{name}.npy")) for name in ("scores", "reconstruction_errors"))
-        if not scores.shape == errors.shape == marks.attack.shape:
-            raise UserError(f"'{layout.eval}' judges {len(scores)} windows and '{layout.encoded}' holds {len(marks)}; run stage 4 again")
-        results, meta = read_json(layout.eval / "evaluation_results.json"), read_json(layout.encoded / "metadata.json")
-        names = read_json(layout.encoded / "sessions.json", ("sessions",))["sessions"]
-        return cls(marks, scores, errors, results["threshold"]["threshold"], results, "synthetic" if meta.get("synthetic") else "real", tuple(names))
+        results, names = read_json(layout.eval / "evaluation_results.json"), read_json(layout.encoded / "metadata.json", ("sessions",))
+        return cls(
+            marks, scores, errors, results["threshold"]["threshold"], results, "synthetic" if names.get("synthetic") else "real", tuple(names["sessions"])
+        )
 
     def classes(self) -> list[tuple[str, str, NDArray[np.bool_]]]:
         """Name, colour and windows of each kind that occurs: benign, attack, without a label."""
@@ -103,7 +107,7 @@ class Scored:
         counts = self.results["test"]["windows"]
         known = counts["benign"] + counts["attack"]
         share = f"{100 * counts['attack'] / known:.1f} % with an attack" if known else "none with a label"
-        return f"{title}\n{layout.dataset} {layout.version} ({self.source} data), {len(self.scores):,} test windows, {share}"
+        return f"{title}\n{layout.dataset} {layout.version} ({self.source} data), {len(self.marks):,} test windows, {share}"
 
 
 def _open(scored: Scored, layout: Layout, title: str, width: float, height: float) -> Figure:
@@ -131,24 +135,30 @@ def _instead(figure: Figure, reason: str) -> Figure:
 
 
 def _told(measure: dict[str, Any], digits: int = 3) -> str:
-    interval = "" if measure["low"] is None else f" [{measure['low']:.{digits}f}, {measure['high']:.{digits}f}]"
-    return f"{measure['value']:.{digits}f}{interval}"
+    if measure["low"] is None:
+        return f"{measure['value']:.{digits}f}"
+    held = measure["sessions"]
+    over = f"{held['attack']:,} + {held['benign']:,} sessions"
+    return f"{measure['value']:.{digits}f} [{measure['low']:.{digits}f}, {measure['high']:.{digits}f}], {over}"
 
 
 def roc_figure(scored: Scored, layout: Layout) -> Figure:
     """True over false positive rate, and the same where false alarms are rare."""
-    figure = _open(scored, layout, "ROC curve", 9.6, 4.9)
+    figure = _open(scored, layout, "ROC curve of the anomaly score", 10.4, 5.2)
     test = scored.results["test"]
     if test["roc_auc"]["value"] is None:
         return _instead(figure, test["roc_auc"]["reason"])
     known = scored.marks.attack >= 0
     false, true, _ = roc_curve(scored.marks.attack[known], scored.scores[known])
+    alone = roc_curve(scored.marks.attack[known], scored.errors[known])
     benign = test["windows"]["benign"]
     for axes, logarithmic in zip(figure.subplots(1, 2, sharey=True), (False, True), strict=True):
         smallest = 0.5 / benign if logarithmic else 0.0
         chance = np.geomspace(smallest, 1, 200) if logarithmic else np.array([0.0, 1.0])
         axes.plot(chance, chance, color=MUTED, lw=1, ls="--", label="chance")
-        axes.plot(np.maximum(false, smallest), true, color=BENIGN, lw=2, label=f"area {_told(test['roc_auc'])}", clip_on=False)
+        area = test["reconstruction_error_alone"]["roc_auc"]["value"]
+        axes.plot(np.maximum(alone[0], smallest), alone[1], color=MUTED, lw=1.4, label=f"reconstruction error alone: area {area:.3f}", clip_on=False)
+        axes.plot(np.maximum(false, smallest), true, color=BENIGN, lw=2, label=f"score: area {_told(test['roc_auc'])}", clip_on=False)
         place = max(test["fpr"]["value"], smallest), test["recall"]["value"]
         axes.plot(*place, "o", color=ATTACK, ms=8, mec="white", mew=1.2, zorder=5, clip_on=False, label="at the threshold")
         axes.set_ylim(0, 1)
@@ -159,14 +169,14 @@ def roc_figure(scored: Scored, layout: Layout) -> Figure:
         else:
             axes.set_xlabel("false positive rate", fontsize=10)
             axes.set_ylabel("true positive rate (recall)", fontsize=10)
-            axes.legend(frameon=False, fontsize=9.5, loc="lower right")
+            axes.legend(frameon=False, fontsize=8.5, loc="lower right")
         _plain(axes)
     return figure
 
 
 def precision_recall_figure(scored: Scored, layout: Layout) -> Figure:
     """Precision over recall, beside the precision of alarms at random: the prevalence."""
-    figure = _open(scored, layout, "Precision and recall", 7.2, 4.9)
+    figure = _open(scored, layout, "Precision and recall of the anomaly score", 7.2, 4.9)
     test = scored.results["test"]
     if test["pr_auc"]["value"] is None:
         return _instead(figure, test["pr_auc"]["reason"])
@@ -189,34 +199,40 @@ def precision_recall_figure(scored: Scored, layout: Layout) -> Figure:
 
 
 def distribution_figure(scored: Scored, layout: Layout) -> Figure:
-    """How reconstruction errors, and the detector's scores with the threshold, are spread in each class, on logarithmic axes."""
-    figure = _open(scored, layout, "Reconstruction errors and scores by class", 11, 4.8)
+    """How scores, with the threshold, and reconstruction errors are spread in each class, on logarithmic axes."""
+    figure = _open(scored, layout, "Anomaly scores and reconstruction errors by class", 12.4, 4.8)
     left, right = figure.subplots(1, 2)
-    for axes, values, what in ((left, scored.errors, "mean squared reconstruction error"), (right, scored.scores, "the detector's score, which decides")):
-        values = _positive(values)
-        low, high = float(values.min()), float(values.max())
-        bins = np.geomspace(low, high if high > low * 1.01 else low * 1.01, 60).tolist()
-        for name, colour, mine in scored.classes():
-            told = f"{name}: {mine.sum():,} windows"
-            if axes is right:
-                told += f", {100 * (scored.scores[mine] > scored.threshold).mean():.1f} % above"
-            shown = {"x": np.clip(values[mine], low, high), "bins": bins, "weights": np.full(mine.sum(), 1 / mine.sum()), "color": colour}
-            axes.hist(**shown, alpha=0.35, histtype="stepfilled")
-            axes.hist(**shown, lw=1.6, histtype="step", label=told)
-        axes.set_xscale("log")
-        _decades(axes.xaxis, bins[0], bins[-1])
-        axes.set_xlabel(f"{what}, log scale", fontsize=10)
-        axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(PercentFormatter(1))
     rate = scored.results["threshold"]["nominal_fpr"]
-    right.axvline(scored.threshold, color=INK, lw=1.4, ls="--", label=f"threshold {scored.threshold:.3g}, for {100 * rate:.2g} % false alarms")
+    above = {name: f", {100 * (scored.scores[mine] > scored.threshold).mean():.1f} % above" for name, _, mine in scored.classes()}
+    _spread(left, scored, scored.scores, above)
+    left.axvline(scored.threshold, color=INK, lw=1.4, ls="--", label=f"threshold {scored.threshold:.3g}, for {100 * rate:.2g} % false alarms")
+    left.set_xlabel("score of a window: squared distance from benign ones, log scale", fontsize=10)
+    left.set_ylabel("share of the class", fontsize=10)
+    left.set_title("score, on which the threshold is", loc="left", fontsize=10.5, color=INK)
+    _spread(right, scored, scored.errors, dict.fromkeys(above, ""))
+    right.set_xlabel("mean squared error of a window, scaled units, log scale", fontsize=10)
+    right.set_title("reconstruction error, one part of the score; no threshold is on it", loc="left", fontsize=10.5, color=INK)
     note = None if (scored.marks.attack == 1).any() else "no window is known to be of an attack"
     for axes in (left, right):
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
-        axes.legend(title=note, facecolor="white", edgecolor="none", framealpha=0.85, fontsize=9, title_fontsize=9, alignment="left", loc="upper right")
+        axes.legend(title=note, facecolor="white", edgecolor="none", framealpha=0.85, fontsize=8.5, title_fontsize=8.5, alignment="left", loc="upper right")
         _plain(axes)
-    left.set_ylabel("share of the class", fontsize=10)
     return figure
+
+
+def _spread(axes: Any, scored: Scored, values: NDArray[np.float64], told: dict[str, str]) -> None:
+    """Histogram of values (N,) by class on a logarithmic axis; `told` is added to the name of each class."""
+    values = _positive(values)
+    low, high = float(values.min()), float(values.max())
+    high = high if high > low * 1.01 else low * 1.01
+    bins = np.geomspace(low, high, 70).tolist()
+    for name, colour, mine in scored.classes():
+        weights, inside = np.full(mine.sum(), 1 / mine.sum()), np.clip(values[mine], bins[0], bins[-1])
+        axes.hist(inside, bins=bins, weights=weights, color=colour, alpha=0.35, histtype="stepfilled")
+        axes.hist(inside, bins=bins, weights=weights, color=colour, lw=1.6, histtype="step", label=f"{name}: {mine.sum():,} windows{told[name]}")
+    axes.set_xscale("log")
+    _decades(axes.xaxis, bins[0], bins[-1])
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
 def _decades(axis: Any, low: float, high: float) -> None:
@@ -240,11 +256,13 @@ def latent_figure(scored: Scored, layout: Layout, codes: NDArray[np.float64], ch
     scale = spread.std()
     if scale == 0:
         return _instead(figure, "all latent codes are equal")
+    labels = [(name, colour, mine[chosen]) for name, colour, mine in scored.labels() if mine[chosen].any()]
+    if codes.shape[1] == 1:
+        return _one_unit(figure, codes[:, 0], labels)
     linear = PCA(2, random_state=seed).fit(spread / scale)
     near = min(30.0, (len(codes) - 1) / 3)
     projected = TSNE(2, perplexity=near, init="pca", learning_rate="auto", random_state=seed).fit_transform(spread / scale)
     first, second = figure.subplots(1, 2)
-    labels = [(name, colour, mine[chosen]) for name, colour, mine in scored.labels() if mine[chosen].any()]
     colours = np.full(len(chosen), MUTED, dtype="<U7")
     for _, colour, mine in labels:
         colours[mine] = colour
@@ -263,6 +281,21 @@ def latent_figure(scored: Scored, layout: Layout, codes: NDArray[np.float64], ch
     second.tick_params(labelsize=8, length=2, colors=INK)
     handles = [Line2D([], [], marker="o", ls="", ms=6, color=colour, label=f"{name} ({mine.sum():,})") for name, colour, mine in labels]
     figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // -(-len(handles) // 6)), frameon=False, fontsize=9.5)
+    return figure
+
+
+def _one_unit(figure: Figure, codes: NDArray[np.float64], labels: list[tuple[str, str, NDArray[np.bool_]]]) -> Figure:
+    """Latent codes (n,) of one unit, which is one dimension already: their histogram by label."""
+    axes = figure.subplots()
+    bins = np.histogram_bin_edges(codes, 60).tolist()
+    for name, colour, mine in labels:
+        weights = np.full(mine.sum(), 1 / mine.sum())
+        axes.hist(codes[mine], bins=bins, weights=weights, color=colour, lw=1.6, histtype="step", label=f"{name} ({mine.sum():,})")
+    axes.set_xlabel("latent code (one unit: nothing to project)", fontsize=10)
+    axes.set_ylabel("share of the label", fontsize=10)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.legend(frameon=False, fontsize=9.5)
+    _plain(axes)
     return figure
 
 
@@ -310,7 +343,7 @@ def temporal_figure(scored: Scored, layout: Layout, panels: int = 4) -> Figure:
     chosen = np.lexsort((-sizes, -attacks, ~mixed))[:panels]
     if attacks.any():
         chosen = chosen[attacks[chosen] > 0]
-    figure = _open(scored, layout, "Scores over time", 10.4, 1.75 * len(chosen) + 1.6)
+    figure = _open(scored, layout, "Anomaly scores over time", 10.4, 1.75 * len(chosen) + 1.6)
     drawn = np.atleast_1d(figure.subplots(len(chosen), 1, sharey=True))
     for axes, session in zip(drawn, chosen, strict=True):
         mine = np.flatnonzero(of == session)
@@ -403,7 +436,7 @@ def visualise(layout: Layout, settings: VisualisationSettings, say: Say) -> None
     }
     with new_artifact(layout.vis, KIND, {"dataset": layout.dataset, "version": layout.version, "latent_windows": len(chosen)}) as target:
         for name, figure in figures.items():
-            figure.savefig(target / f"{name}.png", pil_kwargs={"optimize": True})
+            figure.savefig(target / f"{name}.png")
     say(f"six figures in {layout.vis}")
 
 
