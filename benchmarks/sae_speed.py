@@ -1,9 +1,9 @@
 """How fast does the autoencoder learn and score, beside the same one in Keras?
 
 The description's default size (encoder 256 128, decoder 128 256) on windows of 50 rows of 39 features, 64 a batch, on one thread each, in turn.
-Learning is a whole step: forward, backward, the gradient clipped, Adam. Scoring is the mean squared error of each window's reconstruction, in single
-precision; beside it stands what the product's detector does on top, which nobody else does. Keras runs in an environment of its own, `artifacts/keras-venv`, which is
-made on the first run; a quick one makes none, and leaves Keras and the gates out where it is not there.
+Learning is a whole step: forward, backward, the gradient clipped, Adam. Scoring is the mean squared error of each window's reconstruction, in
+single precision; beside it stands what the product's detector does on top, which nobody else does. Keras runs in an environment of its own,
+`artifacts/keras-venv`, which is made on the first run; a quick one makes none, and leaves Keras and the gates out where it is not there.
 """
 
 from __future__ import annotations

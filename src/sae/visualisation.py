@@ -44,7 +44,7 @@ STRETCHES = 400
 class VisualisationSettings:
     """How stage 5 draws."""
 
-    points: int = 1500
+    points: int = 900
     """Windows in the picture of the latent space."""
     seed: int = 0
     """Of their choice, and of t-SNE."""
@@ -81,9 +81,15 @@ class Scored:
                 raise UserError(f"'{layout.eval}' judges another content than '{folder}' now holds; run stage 4 again")
         marks = Marks.read(layout.encoded, "test")
         scores, errors = (np.array(read_array(layout.eval / f"{name}.npy")) for name in ("scores", "reconstruction_errors"))
-        results, names = read_json(layout.eval / "evaluation_results.json"), read_json(layout.encoded / "metadata.json", ("sessions",))
+        results, names = read_json(layout.eval / "evaluation_results.json"), read_json(layout.encoded / "metadata.json")
         return cls(
-            marks, scores, errors, results["threshold"]["threshold"], results, "synthetic" if names.get("synthetic") else "real", tuple(names["sessions"])
+            marks,
+            scores,
+            errors,
+            results["threshold"]["threshold"],
+            results,
+            "synthetic" if names.get("synthetic") else "real",
+            tuple(read_json(layout.encoded / "sessions.json", ("sessions",))["sessions"]),
         )
 
     def classes(self) -> list[tuple[str, str, NDArray[np.bool_]]]:
