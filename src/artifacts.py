@@ -78,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
             with contextlib.suppress(FileNotFoundError):  # it is gone where it became `path`
                 os.unlink(name)
     except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
+        raise UserError(f"cannot write '{path}': {error.strerror}; choose a writable folder (--out, or --set compute.artifacts=FOLDER)") from error
 
 
 @contextlib.contextmanager
@@ -93,7 +93,7 @@ def new_artifact(folder: Path, kind: str, meta: dict[str, Any]) -> Iterator[Path
         _put_back(folder)
         target = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise UserError(f"cannot write artifact '{folder}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
+        raise UserError(f"cannot write artifact '{folder}': {error.strerror}; choose a writable folder (--out, or --set compute.artifacts=FOLDER)") from error
     try:
         target.chmod(0o755)
         yield target
@@ -139,6 +139,11 @@ def open_artifact(folder: Path, kind: str) -> dict[str, Any]:
     if meta.get("kind") != kind:
         raise UserError(f"artifact '{folder}' is a {meta.get('kind')}, not a {kind}")
     return meta
+
+
+def artifact_exists(path: Path) -> bool:
+    """Whether an artifact lies there, or beside it because a replacement was killed between its two renames; `open_artifact` puts that back."""
+    return path.exists() or any(path.parent.glob(f".{path.name}.*.old"))
 
 
 def content_digest(folder: Path) -> str:

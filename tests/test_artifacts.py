@@ -93,7 +93,7 @@ def test_the_digest_is_of_the_content_and_not_of_when_it_was_made(tmp_path: Path
 
 def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="writable folder"):
+    with pytest.raises(UserError, match=r"choose a writable folder \(--out, or --set compute.artifacts=FOLDER\)"):
         make(tmp_path / "file" / "x")
     with pytest.raises(UserError, match="writable folder"):
         write_text(tmp_path / "file" / "x.json", "{}")
