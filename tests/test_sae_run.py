@@ -158,6 +158,23 @@ def test_ask_asks_on_a_terminal(whole: tuple[Layout, list[str], object], tmp_pat
     assert "stage 4: evaluation" in done.stdout
 
 
+def test_ask_stops_where_there_is_no_input_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Callable[[str], None]) -> None:
+        raise UserError("broken")
+
+    monkeypatch.setattr("sys.stdin", None)
+    stages = [Stage(3, (), (), "", fails), Stage(4, (), (), "", lambda _: pytest.fail("went on"))]
+    assert carry_out(stages, "ask", lambda _: None) == {3: "broken", 4: "not run"}
+
+
+def test_an_artifact_caught_between_two_renames_is_found(whole: tuple[Layout, list[str], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout, words = copied(whole, tmp_path)
+    layout.model.rename(layout.model.with_name(f".{layout.model.name}.x1y2.old"))
+    status, shown, errors = told([*words, "--start-from", "4", "--stop-at", "4"], capsys)
+    assert (status, errors) == (0, ""), shown
+    assert layout.model.exists()
+
+
 @pytest.mark.parametrize(("answer", "went_on"), [("y", True), ("Yes ", True), ("", False), ("n", False)])
 def test_only_a_yes_goes_on(monkeypatch: pytest.MonkeyPatch, answer: str, went_on: bool) -> None:
     def fails(_: Callable[[str], None]) -> None:
@@ -180,6 +197,7 @@ def test_only_a_yes_goes_on(monkeypatch: pytest.MonkeyPatch, answer: str, went_o
         (["--start-from", "1", "--stop-at", "2", "--skip-stages", "1", "2"], "no stage is left"),
         (["--on-failure", "contnue"], "did you mean 'continue'"),
         (["--config-preset", "basic"], "does not fit data set 'nbaiot'"),
+        (["--config-preset", "basic", "--start-from", "3"], "does not fit data set 'nbaiot'"),
         (["--dataset", "nbaiott"], "did you mean 'nbaiot'"),
         (["--root", "/nowhere/at/all"], "does not exist"),
         (["--subdir", "nothing"], "does not exist"),

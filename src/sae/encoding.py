@@ -3,7 +3,7 @@
 The order of things keeps the future and the answers out of what is learned. Rows are divided first (`src.data.splits`), by campaign, clock
 or block as the schema says. Then windows are laid inside one session and one part; a window of the training part holds no attack row.
 Then everything is fitted on benign training rows, and rows are encoded (`src.sae.features`). No window is made before its size is known:
-over the limit, every part and class loses the same share of its windows, evenly spaced.
+over the limit, every part and class loses the same share of its windows, evenly spaced, the benign ones of validation and test last.
 
 Memory holds the reserved columns of all rows as numbers (some 50 bytes a row), and one block of rows at a time, encoded in 256 MB at most.
 
@@ -12,8 +12,10 @@ Memory holds the reserved columns of all rows as numbers (some 50 bytes a row), 
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +30,8 @@ from src.data.splits import PARTS, copies
 from src.errors import UserError
 from src.sae.features import GAP, Encoder, check_config, seconds_since_previous
 from src.sae.layout import Layout, Say, add_preset, finish, layout_of, parser, preset, read_json, teller
-from src.sae.windows import FILES, EncodingSettings, Events, Windows, divide, evenly, lay_windows, reduce
+from src.sae.windows import FILES, EncodingSettings, Events, Windows, divide, lay_windows, reduce
+from src.training.sae_trainer import evenly
 
 KIND = "sae-windows"
 """Kind of this stage's artifact. Names of sessions, which hold hosts and addresses, stand in `sessions.json` alone."""
@@ -94,7 +97,7 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
         say(f"note: {note}")
 
     benign = np.flatnonzero((side == 0) & events.learnable & ~removed)
-    fitted = benign[evenly(len(benign), FIT_ROWS)]
+    fitted = evenly(benign, FIT_ROWS)
     encoder = Encoder.fit(reader.rows(fitted), encoding, settings.max_features, settings.seed)
     names = encoder.feature_names
     say(f"{len(names)} features, fitted on {len(fitted):,} of {len(benign):,} benign training rows")
@@ -133,8 +136,9 @@ def encode(layout: Layout, encoding: Mapping[str, Any], settings: EncodingSettin
         "source": {"file": layout.parquet.name, "bytes": layout.parquet.stat().st_size, "rows": len(events), "digest": source.get("digest")},
     }
     with new_artifact(layout.encoded, KIND, {"dataset": layout.dataset, "version": layout.version, "settings": asdict(settings)}) as folder:
+        progress = _Progress(sum(len(part.starts) for part in parts), say)
         for file, part in zip(FILES, parts, strict=True):
-            _write(folder, file, part, events, reader, encoder)
+            _write(folder, file, part, events, reader, encoder, progress)
             found = counts[file]
             say(f"{file}: {found['windows']:,} windows ({found['benign']:,} benign, {found['attack']:,} attack, {found['unknown']:,} unknown)")
         encoder.save(folder)
@@ -229,7 +233,20 @@ def _counts(part: Windows, events: Events) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, file: str, part: Windows, events: Events, reader: Reader, encoder: Encoder) -> None:
+class _Progress:
+    """Shows when 25, 50, 75 and 100 % of all windows are encoded."""
+
+    def __init__(self, total: int, say: Say) -> None:
+        self.total, self.say, self.done, self.began = total, say, 0, time.perf_counter()
+
+    def __call__(self, windows: int) -> None:
+        """So many more are done."""
+        before, self.done = 4 * self.done // self.total, self.done + windows
+        if (quarter := 4 * self.done // self.total) > before:
+            self.say(f"encoded {25 * quarter} % of {self.total:,} windows, {time.perf_counter() - self.began:.1f} s")
+
+
+def _write(folder: Path, file: str, part: Windows, events: Events, reader: Reader, encoder: Encoder, progress: _Progress) -> None:
     """Write the arrays of one part; the windows a chunk at a time, so that neither they nor a map of them fill the memory."""
     first = part.rows[part.starts]
     last = part.rows[part.starts + part.length - 1]
@@ -244,6 +261,7 @@ def _write(folder: Path, file: str, part: Windows, events: Events, reader: Reade
         np.lib.format.write_array_header_1_0(stream, header)
         for low, high in _blocks(part, max(1, min(BLOCK, BYTES // (width * 4)))):
             _write_block(stream, part, low, high, reader, encoder)
+            progress(high - low)
 
 
 def _blocks(part: Windows, most: int) -> Iterator[tuple[int, int]]:
@@ -272,28 +290,39 @@ def _write_block(stream: IO[bytes], part: Windows, low: int, high: int, reader: 
         stream.write(encoded[place[starts[begin : begin + step, None] + np.arange(part.length)]].data)
 
 
+def add_encoding_flags(words: argparse.ArgumentParser) -> None:
+    """The flags of this stage, but for the configuration and the seed."""
+    usual = EncodingSettings()
+    words.add_argument("--seq-len", type=int, default=usual.seq_len, metavar="ROWS", help=f"rows in a window (default {usual.seq_len})")
+    words.add_argument("--stride", type=int, default=usual.stride, metavar="ROWS", help=f"rows between two windows (default {usual.stride})")
+    words.add_argument("--sample-size", type=int, default=usual.sample_size, metavar="N", help=f"most windows of all parts (default {usual.sample_size})")
+    words.add_argument("--max-features", type=int, default=usual.max_features, metavar="N", help=f"components of the SVD (default {usual.max_features})")
+    words.add_argument("--memory-limit", type=float, default=usual.memory_limit, metavar="GB", help=f"of all windows (default {usual.memory_limit:g})")
+    words.add_argument("--leave-out", metavar="GROUP", help="test on this group (campaign, device) instead of the schema's split")
+
+
+def encoding_settings(given: argparse.Namespace) -> EncodingSettings:
+    """What the flags say, checked.
+
+    Raises:
+        UserError: for a value that is not allowed.
+    """
+    return EncodingSettings(given.seq_len, given.stride, given.sample_size, given.max_features, given.memory_limit, given.leave_out, given.seed)
+
+
 def run(words: list[str] | None = None) -> None:
     """The command."""
     flags = parser("src.sae.encoding", "Stage 2 of the autoencoder pipeline: events to windows of features.")
     add_preset(flags)
-    usual = EncodingSettings()
     flags.add_argument("--encoding-config", type=Path, metavar="FILE", help="encoding configuration instead of the data set's own")
-    flags.add_argument("--seq-len", type=int, default=usual.seq_len, metavar="ROWS", help=f"rows in a window (default {usual.seq_len})")
-    flags.add_argument("--stride", type=int, default=usual.stride, metavar="ROWS", help=f"rows between two windows (default {usual.stride})")
-    flags.add_argument("--sample-size", type=int, default=usual.sample_size, metavar="N", help=f"most windows of all parts (default {usual.sample_size})")
-    flags.add_argument("--max-features", type=int, default=usual.max_features, metavar="N", help=f"components of the SVD (default {usual.max_features})")
-    flags.add_argument("--memory-limit", type=float, default=usual.memory_limit, metavar="GB", help=f"of all windows (default {usual.memory_limit:g})")
-    flags.add_argument("--leave-out", metavar="GROUP", help="test on this group (campaign, device) instead of the schema's split")
-    flags.add_argument("--seed", type=int, default=usual.seed, help=f"of the SVD (default {usual.seed})")
+    add_encoding_flags(flags)
+    flags.add_argument("--seed", type=int, default=EncodingSettings.seed, metavar="N", help=f"of the SVD (default {EncodingSettings.seed})")
     given = flags.parse_args(words)
     layout = layout_of(given)
     if given.encoding_config is not None and given.config_preset is not None:
         raise UserError("--encoding-config and --config-preset exclude each other; give one")
     config = read_json(given.encoding_config or preset(given.dataset, given.config_preset).encoding)
-    settings = EncodingSettings(
-        given.seq_len, given.stride, given.sample_size, given.max_features, given.memory_limit, given.leave_out, given.seed,
-    )  # fmt: skip
-    encode(layout, config, settings, teller())
+    encode(layout, config, encoding_settings(given), teller())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from src.config import nearest
 from src.errors import UserError
 from src.sae.aggregation import aggregate, read_schema
-from src.sae.encoding import EncodingSettings, encode
+from src.sae.encoding import add_encoding_flags, encode, encoding_settings
 from src.sae.evaluation import EvaluationSettings, evaluate
 from src.sae.layout import Layout, Say, add_preset, finish, layout_of, parser, preset, read_json, teller
 from src.sae.training import add_training_flags, train, training_settings
@@ -64,13 +64,7 @@ def flags() -> argparse.ArgumentParser:
     add_preset(words)
     words.add_argument("--root", type=Path, metavar="FOLDER", help="raw files of the data set; stage 1 needs it")
     words.add_argument("--subdir", metavar="NAME", help="folder below --root, e.g. network-flows")
-    usual = EncodingSettings()
-    words.add_argument("--seq-len", type=int, default=usual.seq_len, metavar="ROWS", help=f"rows in a window (default {usual.seq_len})")
-    words.add_argument("--stride", type=int, default=usual.stride, metavar="ROWS", help=f"rows between two windows (default {usual.stride})")
-    words.add_argument("--sample-size", type=int, default=usual.sample_size, metavar="N", help=f"most windows of all parts (default {usual.sample_size})")
-    words.add_argument("--max-features", type=int, default=usual.max_features, metavar="N", help=f"components of the SVD (default {usual.max_features})")
-    words.add_argument("--memory-limit", type=float, default=usual.memory_limit, metavar="GB", help=f"of all windows (default {usual.memory_limit:g})")
-    words.add_argument("--leave-out", metavar="GROUP", help="test on this group (campaign, device) instead of the schema's split")
+    add_encoding_flags(words)
     add_training_flags(words)
     rate = EvaluationSettings().target_fpr
     words.add_argument("--target-fpr", type=float, default=rate, metavar="RATE", help=f"share of benign windows that may raise an alarm (default {rate:g})")
@@ -108,10 +102,9 @@ def plan(given: argparse.Namespace, layout: Layout) -> list[Stage]:
         UserError: for a flag or a configuration that is wrong, a folder of raw files that is not there, or an artifact that no stage makes.
     """
     numbers = chosen(given)
-    windows = EncodingSettings(given.seq_len, given.stride, given.sample_size, given.max_features, given.memory_limit, given.leave_out, given.seed)
-    learning, judging = training_settings(given), EvaluationSettings(given.target_fpr)
+    windows, learning, judging = encoding_settings(given), training_settings(given), EvaluationSettings(given.target_fpr)
     schema = encoding = root = None
-    if min(numbers) < 3:
+    if min(numbers) < 3 or given.config_preset is not None:
         files = preset(layout.dataset, given.config_preset)
         schema, encoding = read_schema(files.schema), read_json(files.encoding)
     if 1 in numbers:
@@ -132,7 +125,7 @@ def plan(given: argparse.Namespace, layout: Layout) -> list[Stage]:
     made: set[Path] = set()
     for stage in stages:
         for path in stage.needs:
-            if path not in made and not path.exists():
+            if path not in made and not _exists(path):
                 maker = next(number for number, (_, makes, _) in acts.items() if path in makes)
                 raise UserError(f"stage {stage.number} ({NAMES[stage.number]}) needs '{path}', which is missing; let stage {maker} run too")
         made.update(stage.makes)
@@ -158,11 +151,11 @@ def carry_out(stages: list[Stage], on_failure: str, say: Say) -> dict[int, str]:
         say(f"stage {stage.number}: {NAMES[stage.number]}")
         say(f"  {stage.command}")
         for path in unmade.intersection(stage.needs):
-            if path.exists():
+            if _exists(path):
                 say(f"note: '{path}' is of an earlier run")
         try:
             for path in stage.needs:
-                if not path.exists():
+                if not _exists(path):
                     raise UserError(f"'{path}' is missing")
             stage.act(say)
         except Exception as error:  # whatever a stage ends with, the summary and the exit status must tell of it
@@ -183,7 +176,7 @@ def _goes_on(on_failure: str, following: Stage, say: Say) -> bool:
     """Whether to run the next stage after one that failed."""
     if on_failure != "ask":
         return on_failure == "continue"
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():  # None: started without one
         say("stopped: --on-failure ask, and there is no terminal to ask on")
         return False
     try:
@@ -199,7 +192,7 @@ def summary(stages: list[Stage], failed: dict[int, str], layout: Layout, seconds
     for number, reason in failed.items():
         say(f"failed: stage {number}, {NAMES[number]}: {reason}")
     for number, path in zip(NAMES, (layout.parquet, layout.encoded, layout.model, layout.eval, layout.vis), strict=True):
-        if path.exists():
+        if _exists(path):
             say(f"  {NAMES[number]:<14} {path}{'' if number in done else ' (of an earlier run)'}")
 
 
@@ -223,6 +216,11 @@ def run(words: list[str] | None) -> int:
     failed = carry_out(stages, given.on_failure, say)
     summary(stages, failed, layout, time.perf_counter() - began, say)
     return 1 if failed else 0
+
+
+def _exists(path: Path) -> bool:
+    """Whether an artifact lies there, or beside it because a replacement was killed between its two renames; `open_artifact` puts that back."""
+    return path.exists() or any(path.parent.glob(f".{path.name}.*.old"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Which rows are divided how, and windows over them: what stage 2 decides before it makes any array.
 
 A window lies inside one session and one part; one of the training part holds no attack row. What is over the limit of memory is left out
-here, the same share of every part and class.
+here, the same share of every part and class once the benign windows that thresholds and false alarms are read off are safe.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from src.data.splits import PARTS, capture_side, group_side, leave_group_out, se
 from src.data.windows import window_starts
 from src.errors import UserError
 from src.sae.features import distinct
+from src.training.sae_trainer import evenly
 
 FILES = ("train", "val", "test")
 """How the files of each of `PARTS` are called."""
+
+BENIGN = 1000
+"""Benign windows of validation, and of test, that are kept before the limits cut others: they tell false alarm rates down to 1 in 1,001."""
 
 RESERVED = ("label", "attack", "group", "session", "time_ms", "ordered")
 """Columns of stage 1 that are never features."""
@@ -278,13 +282,12 @@ def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool
     return result
 
 
-def evenly(count: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of `count` places, evenly spaced and ascending."""
-    return np.arange(count) if count <= most else np.linspace(0, count - 1, most).round().astype(np.int64)
-
-
 def reduce(parts: list[Windows], events: Events, per_window: int, settings: EncodingSettings) -> tuple[list[Windows], list[str]]:
-    """The windows that are within the limits, the same share of every part and class, and one line for each that lost some."""
+    """The windows that are within the limits, and one line for each part and class that lost some.
+
+    Every part and class keeps the same share, but those of benign traffic in validation and test keep `BENIGN` windows first (a quarter of the limit
+    where that is less): the threshold, and what it lets through, are read off them.
+    """
     total = sum(len(part.starts) for part in parts)
     by_memory = int(settings.memory_limit * 1e9 // per_window)
     limit = min(settings.sample_size, by_memory)
@@ -297,13 +300,23 @@ def reduce(parts: list[Windows], events: Events, per_window: int, settings: Enco
             f"{limit} windows fit the limits (--sample-size {settings.sample_size}, --memory-limit {settings.memory_limit:g} GB = {by_memory} windows of "
             f"{per_window:,} bytes), but parts and classes are {len(cells)}; raise the limit or choose a smaller --seq-len or --max-features"
         )
-    keep = np.maximum(1, sizes * limit // total)
-    while keep.sum() > limit:  # classes that were lifted to one window take it from the largest
-        keep[keep.argmax()] -= 1
+    first = min(BENIGN, (limit - len(cells)) // 4)
+    least = np.ones(len(cells), dtype=np.int64)
+    for index in (1, 2):
+        benign = np.array([part == index and not (parts[part].y[places] == 1).any() for part, _, places in cells])
+        known = sizes[benign].sum()
+        least[benign] = sizes[benign] if known <= first else np.maximum(1, sizes[benign] * first // known)
+    held, share = np.zeros(len(cells), dtype=bool), limit / total
+    while (short := ~held & (sizes * share < least)).any():  # what these keep beyond their share, the others lose
+        held |= short
+        share = (limit - least[held].sum()) / sizes[~held].sum()
+    keep = np.where(held, least, (sizes * share).astype(np.int64))
     why = f"--memory-limit {settings.memory_limit:g} GB" if by_memory < settings.sample_size else f"--sample-size {settings.sample_size:,}"
     lines = []
     chosen: list[list[NDArray[np.int64]]] = [[] for _ in parts]
-    for (index, label, places), most in zip(cells, keep, strict=True):
-        chosen[index].append(places[evenly(len(places), int(most))])
-        lines.append(f"{FILES[index]} {events.labels[label]}: {int(most):,} of {len(places):,} windows kept, evenly spaced ({why})")
+    for (index, label, places), most, more in zip(cells, keep, held & (least > 1), strict=True):
+        chosen[index].append(evenly(places, int(most)))
+        if most < len(places):
+            beyond = "; benign windows that are judged by are cut last" if more else ""
+            lines.append(f"{FILES[index]} {events.labels[label]}: {int(most):,} of {len(places):,} windows kept, evenly spaced ({why}{beyond})")
     return [part.take(np.sort(np.concatenate(places))) for part, places in zip(parts, chosen, strict=True)], lines
