@@ -40,7 +40,7 @@ class PartedBenchmark:
     """Of the parts' modules, each with `measure(options) -> (gates by id, tables by title)`."""
     parts: tuple[str, ...]
     settings: tuple[str, ...] = ()
-    """Folders whose YAML and JSON files can matter to a part, beside its module and all that it imports."""
+    """Folders whose YAML and JSON files matter to a part that imports from there."""
     quick_seeds: int = 2
     seeds: int = 5
     """Trainings of each candidate."""
@@ -49,9 +49,11 @@ class PartedBenchmark:
         """What a part found, measured now unless this code has measured it on these data before."""
         module = self.prefix + part
         settings = load_config().model_dump(mode="json", exclude={"compute": {"artifacts"}})  # environment variables change them
-        files = sorted(path for place in self.settings for end in ("yml", "json") for path in (ROOT / place).rglob(f"*.{end}"))
+        own = own_code(module)
+        places = [place for place in self.settings if any(name.startswith(f"{place}/") for name in own)]
+        files = sorted(path for place in places for end in ("yml", "json") for path in (ROOT / place).rglob(f"*.{end}"))
         beside = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in files}
-        code = (code_digest(*own_code(module)), versions(), beside, settings)
+        code = (code_digest(*own), versions(), beside, settings)
         identity = digest(part, asdict(options), code, data_digest(options.root, options.shared))
         folder = cache_folder() / "parts" / f"{part}-{identity}"
         if folder.exists():
