@@ -44,7 +44,11 @@ class TrainedSensor:
 
 
 def join(config: Config, dataset: Dataset, base: RealDataLSTMPredictor, temporal: AdvancedLSTMTemporal, detector: Detector) -> EnhancedAttackPredictor:
-    """One sensor of both networks and the anomaly, its weights and reference values fitted on `calibrate`."""
+    """One sensor of both networks and the anomaly, its weights and reference values fitted on `calibrate`.
+
+    Benign windows count as much as all attacks together there: a data set of attacks holds few, and what devices show is benign mostly, so that
+    a verdict at the data set's own odds would see attacks everywhere.
+    """
     batches, attack = LSTMTrainer(config, dataset).batches("calibrate"), family_index(dataset.class_names) != 0
     members, anomaly, apart = [], [], []
     with torch.inference_mode():
@@ -54,7 +58,10 @@ def join(config: Config, dataset: Dataset, base: RealDataLSTMPredictor, temporal
             members.append(np.stack([alone.numpy(), draws.mean(dim=0).numpy()]))
             anomaly.append(detector.anomaly(windows.numpy()))
             apart.append(disagreement([alone[None], draws]))
-    fusion = Fusion.fit(np.concatenate(members, axis=1).astype(np.float64), np.concatenate(anomaly), batches.labels.numpy(), attack)
+    labels = batches.labels.numpy()
+    hostile, benign = np.flatnonzero(attack[labels]), np.flatnonzero(~attack[labels])
+    even = np.concatenate([hostile, np.repeat(benign, max(1, round(len(hostile) / max(1, len(benign)))))])
+    fusion = Fusion.fit(np.concatenate(members, axis=1)[:, even].astype(np.float64), np.concatenate(anomaly)[even], labels[even], attack)
     second = Second(temporal, fusion, max(float(torch.cat(apart).mean()), LEAST_DISAGREEMENT))
     return EnhancedAttackPredictor(base, detector, dataset.feature_names, dataset.class_names, second)
 
