@@ -128,17 +128,18 @@ def headlines() -> str:
     return _table(["gate", "measured", "95 % interval", "target", "met"], rows)
 
 
-def part(title: str, where: dict[str, tuple[str, ...]] | None = None, /, **columns: str) -> Callable[[], str]:
-    """Some columns of one table of `predictors.json`, each under its heading.
+def part(title: str, where: dict[str, tuple[Any, ...]] | None = None, name: str = "predictors", /, **columns: str) -> Callable[[], str]:
+    """Some columns of one table of a result file, each under its heading.
 
     Args:
         title: of the table.
         where: shows only rows whose values of these keys are among those named.
+        name: of the result.
         columns: heading by key, with `_` for what cannot stand in a name; `KEY__interval` shows KEY's interval.
     """
 
     def show() -> str:
-        rows = _load("predictors")["tables"][title]
+        rows = _load(name)["tables"][title]
         chosen = [row for row in rows if all(row[key] in allowed for key, allowed in (where or {}).items())]
         return _table(list(columns.values()), [[_of(row, key) for key in columns] for row in chosen])
 
@@ -194,6 +195,15 @@ def base_ablation() -> str:
     return f"{_source(found, 'python -m benchmarks.base_ablation')}\n\n{_table(list(columns.values()), rows)}"
 
 
+SAE_HEADLINES = ("E5.ciciot2023", "E5.iot23", "E5.nbaiot", "E3.false_alarms", "E.memory", "B2.memory", "B2.rate", "E.speed.train", "E.speed.score")
+
+
+def sae_headlines() -> str:
+    """The autoencoder's gates that say most."""
+    found = _load("sae")["gates"]
+    return _table(["gate", "measured", "95 % interval", "target", "met"], [_gate(key, found[key]) for key in SAE_HEADLINES])
+
+
 def sensor_speed() -> str:
     """How fast each sensor reads, by path and batch."""
     rows = _load("temporal_speed")["tables"]["sensors, one thread"]
@@ -202,6 +212,130 @@ def sensor_speed() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
+    "sae": lambda: gates("sae"),
+    "sae_headlines": sae_headlines,
+    "sae_detection": both(
+        part(
+            "detection: detection of attacks (thresholds flag 0.05 of benign windows of calibrate)",
+            {},
+            "sae",
+            data="data",
+            score="score",
+            auroc="AUROC",
+            auroc__interval="95 % interval",
+            pr_auc="PR-AUC",
+            prevalence="prevalence",
+            recall="recall",
+            fpr="false alarms",
+            fpr__interval="95 % interval of them",
+            f1="F1",
+        ),
+        part(
+            "detection: events, alerts and delay (first seed)",
+            {},
+            "sae",
+            data="data",
+            score="score",
+            events="events",
+            detected="detected",
+            alerts_per_hour="alerts an hour",
+            false_alerts_per_hour="false alerts an hour",
+            delay__median_s="median delay, s",
+        ),
+    ),
+    "sae_false_alarms": both(
+        part(
+            "false_alarms: false alarms on captures that were not calibrated on, of devices that were trained on",
+            {},
+            "sae",
+            division="captures divided",
+            target="target",
+            share="realised",
+            share__interval="95 % interval",
+            share___target="realised / target",
+        ),
+        part(
+            "false_alarms: false alarms of devices that nothing was trained on",
+            {},
+            "sae",
+            calibrated_on="calibrated on",
+            target="target",
+            mean_over_devices="realised, mean over devices",
+            mean_over_devices__interval="95 % interval",
+            devices_above_target="devices above the target",
+        ),
+    ),
+    "sae_stopping": both(
+        part(
+            "stopping: trainings on benign windows, real, at most 150 epochs, patience 5",
+            {},
+            "sae",
+            data="data",
+            strategy="strategy",
+            epochs="epochs",
+            seconds="seconds",
+            loss_to_standard="validation loss, as a multiple of standard's",
+            time_saved="time saved",
+            seeds_with_equal_loss="seeds with equal loss",
+            time_saved_at_equal_loss="time saved at equal loss",
+        ),
+        part(
+            "stopping: loss curves, synthetic, at most 150 epochs, patience 5",
+            {},
+            "sae",
+            case="synthetic loss curve",
+            strategy="strategy",
+            epochs="stopped after",
+            restored="restored",
+            reason="reason",
+        ),
+    ),
+    "sae_memory": both(
+        part(
+            "memory: stages on the Sysmon table",
+            {},
+            "sae",
+            times="times the data",
+            stage="stage",
+            rows="rows",
+            seconds="seconds",
+            rows_a_second="rows a second",
+            peak_gb="peak resident, GB",
+        ),
+        part(
+            "memory: aggregation of CICIoT2023's captures",
+            {},
+            "sae",
+            copies="copies of the captures",
+            rows="rows",
+            seconds="seconds",
+            rows_a_second="rows a second",
+            peak_gb="peak resident, GB",
+        ),
+    ),
+    "sae_speed": part(
+        "speed: windows of 50 x 39, 64 a batch, synthetic values, one thread",
+        {},
+        "sae",
+        who="who",
+        work="work",
+        version="version",
+        windows_a_second="windows a second",
+        times_keras="times Keras",
+        times_keras__interval="95 % interval",
+    ),
+    "sae_return": part(
+        "return: return with and without the anomaly",
+        {},
+        "sae",
+        family_left_out="family left out",
+        sensor="sensor",
+        rule="rule",
+        **{"return": "mean return"},
+        return__interval="95 % interval",
+        minus_without="minus without",
+        difference__interval="95 % interval of it",
+    ),
     "base_ablation": base_ablation,
     "sensor_speed": sensor_speed,
     "sensor_headlines": sensor_headlines,
@@ -285,7 +419,19 @@ TABLES: dict[str, Callable[[], str]] = {
             entropy="entropy",
             Mahalanobis_of_embedding="Mahalanobis, embedding",
             Mahalanobis_of_rows="Mahalanobis, rows",
-            PCA_of_benign__anomaly_="anomaly (PCA)",
+            PCA_of_benign="PCA of benign",
+            LSTM_autoencoder_of_benign="LSTM autoencoder",
+            novelty__both_distances_="novelty",
+        ),
+        part(
+            "families: AUROC of a family left out against benign windows",
+            {},
+            network="network, against benign windows alone",
+            family="family left out",
+            entropy="entropy",
+            Mahalanobis_of_rows="Mahalanobis, rows",
+            PCA_of_benign="PCA of benign",
+            LSTM_autoencoder_of_benign="LSTM autoencoder",
             novelty__both_distances_="novelty",
         ),
         part(
