@@ -217,13 +217,13 @@ class SAETrainingConfig(Section):
     batch_size: int = Field(default=64, ge=1)
     """Windows a step."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Of Adam at the start; a fifth of it after three epochs without a better loss, and so on."""
+    """Of Adam at the start; a fifth of it after the fourth epoch in a row without a better loss, and so on."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient."""
     stopping: Literal["standard", "smart", "adaptive"] = "smart"
     """When training ends: no better validation loss, none that is better by enough, or by enough for its size (`src.models.stopping`)."""
     min_improvement: float = Field(default=0.5, ge=0, lt=100)
-    """Per cent by which the smart strategy wants the validation loss better than the best so far."""
+    """Per cent by which the smart strategy wants the validation loss below the last one that was better by as much."""
     patience: int = Field(default=5, ge=1)
     """Epochs without that before training stops."""
     mixed_precision: bool = True

@@ -17,8 +17,8 @@ from src.models.predictor_interface import FUSED, EnhancedAttackPredictor
 from src.predictor.interface import SensorReading
 from src.training.autoencoder import AutoencoderTrainer, loss_figure
 from src.training.explanation_figures import log_explanations
-from src.training.fused import TrainedSensor, confusion_figure, train_sensor
-from src.training.lstm_trainer import LSTMTrainer, history_figure, remove_checkpoints, teacher_seed
+from src.training.fused import TrainedSensor, train_sensor
+from src.training.lstm_trainer import LSTMTrainer, confusion_figure, history_figure, remove_checkpoints, teacher_seed
 from src.training.sensors import build_bank
 from tests.datasets import CLASSES, FEATURES, SIZES, make_dataset
 
@@ -86,6 +86,7 @@ def test_it_logs_epochs_results_figures_and_tables(run: tuple[TrainedSensor, Not
     explained = {name for name in notes.files if name.startswith("explanations")}
     assert set(notes.files) - explained == {
         "sensor_classes.json", "sensor_confusion.png", "lstm_learning.png", "temporal_learning.png", "autoencoder_learning.png", "anomaly_families.json",
+        "lstm_confusion.png", "temporal_confusion.png", "lstm_classes.json", "temporal_classes.json",
     }  # fmt: skip
     assert {"explanations.json", "explanations/DDoS_attributions.png", "explanations/DDoS_attention.png"} <= explained
     assert {row["feature"] for row in notes.files["explanations.json"]} <= set(FEATURES)

@@ -171,12 +171,13 @@ class Trainer(ABC, Generic[Model]):
             count += len(batch[0])
             see(batch, output.detach())
         if count == 0:
-            raise UserError("no window to train or evaluate on; lower data.window or read more rows")
+            raise UserError("no window to train or evaluate on; take shorter windows or read more rows")
         return total / count
 
     def diverged(self) -> UserError:
         """What to say when a loss is no longer finite."""
-        return UserError(f"the loss is no longer finite; lower {self.section}.learning_rate (now {self.settings.learning_rate:g})")
+        rate = f"{self.section}.learning_rate (now {self.settings.learning_rate:g})"
+        return UserError(f"the loss is no longer finite; lower {rate}, or look for values in the data that are not finite")
 
     def train(
         self,
@@ -202,7 +203,7 @@ class Trainer(ABC, Generic[Model]):
             A row an epoch: `epoch, learning_rate` and the figures of both passes under `train/` and `calibrate/`.
 
         Raises:
-            UserError: when training diverges before any epoch was sound, or the checkpoint belongs to another run or is damaged.
+            UserError: when training diverges before any epoch was sound (a classifier: at any), or the checkpoint belongs to another run or is damaged.
         """
         identity = hashlib.sha256(json.dumps([identity, self.seed, asdict(self.shape), self.settings.model_dump()]).encode()).hexdigest()
         self.stopping.reset()
@@ -287,4 +288,6 @@ def _write(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, partial)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write checkpoint '{path}': {error}; choose a writable folder with --set compute.artifacts=FOLDER") from error
+        raise UserError(
+            f"cannot write checkpoint '{path}': {error}; choose a writable folder (--set compute.artifacts=FOLDER, or --out where a command has it)"
+        ) from error

@@ -59,7 +59,8 @@ class Stopping(ABC):
 
     def state(self) -> dict[str, Any]:
         """All that `restore` needs to go on as if nothing had happened: numbers, words and lists of them."""
-        return {name: list(value) if isinstance(value := getattr(self, name), list) else value for name in self.KEPT}
+        kept = {name: list(value) if isinstance(value := getattr(self, name), list) else value for name in self.KEPT}
+        return {"strategy": type(self).__name__, **kept}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken.
@@ -67,6 +68,8 @@ class Stopping(ABC):
         Raises:
             KeyError: when it was taken of another strategy.
         """
+        if state["strategy"] != type(self).__name__:
+            raise KeyError(f"state of a {state['strategy']}, not of a {type(self).__name__}")
         for name in self.KEPT:
             value = state[name]
             setattr(self, name, list(value) if isinstance(value, list) else value)
@@ -180,7 +183,7 @@ class SmartEarlyStopping(_SignificantStopping):
         self.bests = [*self.bests, self.best][-self.improvement_window - 1 :]
         if reason or len(self.bests) <= self.improvement_window:
             return reason
-        total = 100 * (1 - self.bests[-1] / self.bests[0]) if self.bests[0] else 0.0
+        total = 100 * (self.bests[0] - self.bests[-1]) / abs(self.bests[0]) if self.bests[0] else 0.0
         rate = total / self.improvement_window
         if total < self.min_window_improvement:
             return f"{total:.2f} % improvement in {self.improvement_window} epochs; {self.min_window_improvement:g} % wanted"
@@ -203,7 +206,7 @@ class AdaptiveEarlyStopping(_SignificantStopping):
 def create_smart_callbacks(
     strategy: str = "smart", *, optimizer: torch.optim.Optimizer, min_improvement_pct: float = 0.5, patience: int = 5
 ) -> tuple[Stopping, ReduceLROnPlateau]:
-    """What watches the training of an autoencoder: a stopping strategy, and a schedule that divides the rate by five on a plateau of three epochs.
+    """What watches the training of an autoencoder: a stopping strategy, and a schedule that divides the rate by five at the fourth epoch without a better loss.
 
     Args:
         strategy: `standard`, `smart` or `adaptive`.

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from src.artifacts import content_digest
 from src.config import Config
@@ -21,9 +20,8 @@ from src.models.predictor_interface import Detector, EnhancedAttackPredictor, Se
 from src.models.scores import Evaluation
 from src.models.temporal_lstm import AdvancedLSTMTemporal
 from src.training.autoencoder import AutoencoderTrainer
-from src.training.explanation_figures import canvas
 from src.training.log import TrainingLog
-from src.training.lstm_trainer import LSTMTrainer, provenance, torch_threads
+from src.training.lstm_trainer import LSTMTrainer, confusion_figure, provenance, torch_threads
 
 LEAST_DISAGREEMENT = 0.01
 """Nats: networks that agree on all calibration windows are not told apart more finely than this."""
@@ -107,24 +105,3 @@ def train_sensor(config: Config, dataset: Dataset, folder: Path, log: TrainingLo
     LSTMTrainer(config, dataset, log).train(folder / "networks", resume)
     AutoencoderTrainer(config, dataset, log).train(folder / "autoencoder", resume)
     return assemble(config, dataset, folder / "networks", folder / "autoencoder", folder / "predictor", log)
-
-
-def confusion_figure(evaluation: Evaluation, source: str) -> Figure:
-    """Confusion matrix in per cent of each true class; cells below half a per cent stay empty."""
-    names, counts = evaluation.class_names, evaluation.confusion
-    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
-    side = 4.0 + 0.36 * len(names)
-    figure = canvas(side + 1, side)
-    axes = figure.subplots()
-    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
-    for row, column in np.argwhere(share >= 0.5):
-        value = share[row, column]
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 55 else "black")
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    figures = evaluation.metrics()
-    axes.set_title(f"Test windows ({source}): accuracy {figures['accuracy']:.3f}, macro-F1 {figures['macro_f1']:.3f}")
-    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
-    return figure

@@ -232,6 +232,8 @@ class LSTMTrainer:
             self.log.log_metrics({f"test/{key}": value for key, value in metrics.items()})
             for name, rows in histories.items():
                 self.log.log_figure(history_figure(rows, TITLES[name], self.dataset.source), f"{name}_learning.png")
+                self.log.log_figure(confusion_figure(evaluations[name], self.dataset.source), f"{name}_confusion.png")
+                self.log.log_table(evaluations[name].rows(), f"{name}_classes.json")
             log_explanations(self.log, temporal, self.dataset, self.shape.sequence_length)
         return TrainedNetworks(base, temporal, histories, metrics, folder)
 
@@ -274,6 +276,27 @@ def training_bar(name: str, epochs: int, key: str = "macro_f1") -> Iterator[Any]
     with Progress(*columns, console=console, disable=not (console.is_terminal and sys.stderr.isatty()), transient=True) as bar:
         task = bar.add_task(name, total=epochs, note="")
         yield lambda row: bar.update(task, completed=row["epoch"], note=f"{key.replace('macro_f1', 'macro-F1')} {row[f'calibrate/{key}']:.3f}")
+
+
+def confusion_figure(evaluation: Evaluation, source: str) -> Figure:
+    """Confusion matrix in per cent of each true class; cells below half a per cent stay empty."""
+    names, counts = evaluation.class_names, evaluation.confusion
+    share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # (C, C)
+    side = 4.0 + 0.36 * len(names)
+    figure = canvas(side + 1, side)
+    axes = figure.subplots()
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    for row, column in np.argwhere(share >= 0.5):
+        value = share[row, column]
+        axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 55 else "black")
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figures = evaluation.metrics()
+    axes.set_title(f"Test windows ({source}): accuracy {figures['accuracy']:.3f}, macro-F1 {figures['macro_f1']:.3f}")
+    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+    return figure
 
 
 def history_figure(history: History, title: str, source: str) -> Figure:
