@@ -33,7 +33,7 @@ def _number(value: Any) -> str:
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *([_number(cell) for cell in row] for row in rows)]
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *([_number(cell).replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
