@@ -337,3 +337,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_nothing_is_fitted(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AnomalyDetector, "fit", lambda *_: pytest.fail("fitted"))
     evaluate(layout, EvaluationSettings(target_fpr=0.05, resamples=5), lambda _: None)
+
+
+def test_alarms_an_hour_are_not_told_of_thinned_windows(tmp_path: Path) -> None:
+    def thinned(folder: Path) -> None:
+        tree = json.loads((folder / "metadata.json").read_text())
+        (folder / "metadata.json").write_text(json.dumps({**tree, "windows_before_reduction": {"test": 1000}}))
+
+    said: list[str] = []
+    whole = evaluate(make_run(tmp_path / "whole"), EvaluationSettings(resamples=20), said.append)["test"]["time"]
+    assert whole["alerts_per_hour"]["value"] is not None
+    found = evaluate(make_run(tmp_path / "thinned", change=thinned), EvaluationSettings(resamples=20), said.append)["test"]["time"]
+    assert found["alerts_per_hour"]["value"] is found["false_alerts_per_hour"]["value"] is None
+    assert "of 1,000 test windows were kept" in found["alerts_per_hour"]["reason"]
+    assert found["delay_seconds"] == whole["delay_seconds"]

@@ -138,11 +138,12 @@ def evaluate(layout: Layout, settings: EvaluationSettings, say: Say) -> dict[str
     if rate > settings.target_fpr + 1e-9:
         limit["note"] = f"{int(usual.sum())} {source} cannot tell a rate below {rate:.3g}: that is used instead of {settings.target_fpr:g}"
         say(f"note: {limit['note']}")
+    metadata = read_json(layout.encoded / "metadata.json")
     found: dict[str, Any] = {
         "dataset": layout.dataset,
         "version": layout.version,
         "settings": asdict(settings),
-        "notes": read_json(layout.encoded / "metadata.json").get("notes", []),
+        "notes": metadata.get("notes", []),
         "threshold": limit,
         "test": {
             **judge(marks["test"], scores, threshold, settings.resamples, settings.seed),
@@ -150,6 +151,12 @@ def evaluate(layout: Layout, settings: EvaluationSettings, say: Say) -> dict[str
         },
         "validation": {"windows": {name: int((marks["val"].attack == value).sum()) for name, value in (("benign", 0), ("attack", 1), ("unknown", -1))}},
     }
+    laid = metadata.get("windows_before_reduction", {}).get("test", len(scores))
+    if laid > len(scores):
+        # Alarms of the windows that were left out are missing, and the hours are not.
+        reason = f"{len(scores):,} of {laid:,} test windows were kept in stage 2, so alarms an hour cannot be counted; raise --sample-size and --memory-limit"
+        found["test"]["time"] |= {name: {"value": None, "low": None, "high": None, "reason": reason} for name in ("alerts_per_hour", "false_alerts_per_hour")}
+        say(f"note: {reason}")
     found["seconds"] = round(time.perf_counter() - began, 1)
     judged = {"encoded": encoded, "model": content_digest(layout.model)}
     with new_artifact(layout.eval, KIND, {"dataset": layout.dataset, "version": layout.version, "settings": asdict(settings), "judged": judged}) as target:
