@@ -57,5 +57,5 @@ def test_an_exported_sensor_reads_what_the_model_reads(tmp_path: Path) -> None:
     model = create_model("fast_training", input_size=SENSOR_FEATURES, num_classes=SENSOR_CLASSES, sequence_length=SENSOR_ROWS).eval()
     model.temperature.fill_(2.0)
     windows = torch.randn(16, SENSOR_ROWS, SENSOR_FEATURES)
-    found = temporal_speed.exported(model, windows, tmp_path / "model.onnx")()
+    found = temporal_speed.exported(temporal_speed.Probabilities(model), windows, tmp_path / "model.onnx")()
     np.testing.assert_allclose(found, model.predict_attack_probability(windows).numpy(), atol=temporal_speed.EXACT)
