@@ -3,8 +3,8 @@
 In the first world sensors know every class, and rules are tuned and played against the attackers of training. In each of the others a
 family is left out: neither the networks nor the rules have met it, and it is played by attackers who need it. The sensor `without` has
 the same networks, an anomaly that says nothing, and a risk of the networks alone. In the other worlds networks are trained for fewer epochs
-and without teachers. `PCA` reads the distance from the benign
-subspace in place of the autoencoder's score. All play the same episodes of `test` traces.
+and without teachers. `PCA` reads the distance from the benign subspace in place of the autoencoder's score. All play the same episodes of
+`test` traces. One training of each: intervals are over episodes and know nothing of seeds.
 """
 
 from __future__ import annotations
