@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from agents.baselines import Constant, Random, Threshold
-from agents.bayes import ATTACKED, HELD, IMPACT, PROBED, BayesFilter, Evidence, Memory, bayes_candidates
+from agents.bayes import BayesFilter, bayes_candidates
+from agents.belief import ATTACKED, HELD, IMPACT, PROBED, Knowledge, Memory
 from envs import IoTVectorEnv
 from envs.attackers import Stage
 from envs.dynamics import Order
@@ -20,13 +21,13 @@ def vector(count: int, **settings: object) -> IoTVectorEnv:
 
 
 @pytest.fixture(scope="module")
-def evidence() -> Evidence:
+def knowledge() -> Knowledge:
     env = vector(1)
-    return BayesFilter(env.simulation.config, BANK, env.simulation.layout).evidence
+    return BayesFilter(env.simulation.config, BANK, env.simulation.layout).belief.knowledge
 
 
-def bayes(env: IoTVectorEnv, evidence: Evidence) -> BayesFilter:
-    return BayesFilter(env.simulation.config, BANK, env.simulation.layout, evidence=evidence)
+def bayes(env: IoTVectorEnv, knowledge: Knowledge) -> BayesFilter:
+    return BayesFilter(env.simulation.config, BANK, env.simulation.layout, knowledge=knowledge)
 
 
 def window(label: str, split: str = "calibrate") -> np.ndarray:
@@ -36,12 +37,12 @@ def window(label: str, split: str = "calibrate") -> np.ndarray:
 
 
 def foothold(policy: BayesFilter, memory: Memory) -> np.ndarray:
-    return policy.conditions(memory)[..., HELD:].sum(axis=2)  # (E, D)
+    return policy.belief.conditions(memory)[..., HELD:].sum(axis=2)  # (E, D)
 
 
-def test_beliefs_stay_probabilities_and_orders_allowed(evidence: Evidence) -> None:
+def test_beliefs_stay_probabilities_and_orders_allowed(knowledge: Knowledge) -> None:
     env = vector(64, attack_free=0.0, sensor_dropout=0.1)
-    policy = bayes(env, evidence)
+    policy = bayes(env, knowledge)
     observation, _ = env.reset(seed=0)
     state, starts, given = None, np.ones(64, np.bool_), set()
     for _ in range(250):
@@ -59,11 +60,11 @@ def test_beliefs_stay_probabilities_and_orders_allowed(evidence: Evidence) -> No
     assert given == {Order.BLOCK, Order.RESTORE, Order.RELEASE}
 
 
-def test_belief_rises_under_evidence_on_the_device_and_a_little_elsewhere(evidence: Evidence) -> None:
+def test_belief_rises_under_evidence_on_the_device_and_a_little_elsewhere(knowledge: Knowledge) -> None:
     env = vector(2)
-    policy = bayes(env, evidence)
+    policy = bayes(env, knowledge)
     observation, _ = env.reset(seed=0)
-    parts = policy.layout.split(observation)
+    parts = policy.belief.layout.split(observation)
     state = None
     for step in range(30):
         parts["sensors"][:] = window("BenignTraffic")
@@ -71,20 +72,20 @@ def test_belief_rises_under_evidence_on_the_device_and_a_little_elsewhere(eviden
         if step >= 20:
             parts["sensors"][1, 2] = window("DictionaryBruteForce")
         _, state = policy.predict(observation, state=state)
-    at_work = policy.conditions(state)[..., PROBED:].sum(axis=2)  # (2, D)
+    at_work = policy.belief.conditions(state)[..., PROBED:].sum(axis=2)  # (2, D)
     assert at_work[0].max() < 0.05
     assert at_work[1, 2] > 0.8
-    assert policy.conditions(state)[1, 2, ATTACKED:].sum() > 0.6  # passwords are forced there, not only scouted
+    assert policy.belief.conditions(state)[1, 2, ATTACKED:].sum() > 0.6  # passwords are forced there, not only scouted
     assert (at_work[1] > at_work[0]).all()  # somebody is there
     assert state.modes[1, 0] < 0.1 < 0.5 < state.modes[0, 0]
 
 
-def test_a_silent_device_says_nothing(evidence: Evidence) -> None:
+def test_a_silent_device_says_nothing(knowledge: Knowledge) -> None:
     env = vector(2)
-    policy = bayes(env, evidence)
+    policy = bayes(env, knowledge)
     observation, _ = env.reset(seed=0)
     observation[1] = observation[0]
-    parts = policy.layout.split(observation)
+    parts = policy.belief.layout.split(observation)
     parts["context"][:, 0] = 0.9
     _, state = policy.predict(observation)
     for silent in (1.0, 0.0):
@@ -94,9 +95,9 @@ def test_a_silent_device_says_nothing(evidence: Evidence) -> None:
         assert np.array_equal(after.belief[0], after.belief[1]) == (silent == 1.0)
 
 
-def test_belief_in_a_foothold_falls_with_the_restore(evidence: Evidence) -> None:
+def test_belief_in_a_foothold_falls_with_the_restore(knowledge: Knowledge) -> None:
     env = vector(200, scenario="solo", attack_free=0.0)
-    policy = bayes(env, evidence)
+    policy = bayes(env, knowledge)
     observation, _ = env.reset(seed=0)
     device = env.simulation.devices[:, 0]
     state, starts = None, np.ones(200, np.bool_)
@@ -118,9 +119,9 @@ def test_belief_in_a_foothold_falls_with_the_restore(evidence: Evidence) -> None
     assert np.max(after) < 0.02
 
 
-def test_an_episodes_start_forgets_the_last(evidence: Evidence) -> None:
+def test_an_episodes_start_forgets_the_last(knowledge: Knowledge) -> None:
     env = vector(8, attack_free=0.0)
-    policy = bayes(env, evidence)
+    policy = bayes(env, knowledge)
     observation, _ = env.reset(seed=0)
     state = None
     for _ in range(60):
@@ -136,9 +137,9 @@ def test_an_episodes_start_forgets_the_last(evidence: Evidence) -> None:
     assert not np.allclose(forgot.belief[~starts], fresh.belief[~starts])
 
 
-def test_the_hidden_state_is_not_looked_at(evidence: Evidence) -> None:
+def test_the_hidden_state_is_not_looked_at(knowledge: Knowledge) -> None:
     env = vector(32, attack_free=0.0)
-    policy = bayes(env, evidence)
+    policy = bayes(env, knowledge)
     observation, _ = env.reset(seed=0)
     state = None
     for _ in range(50):
@@ -153,9 +154,9 @@ def test_the_hidden_state_is_not_looked_at(evidence: Evidence) -> None:
     np.testing.assert_array_equal(kept.belief, kept_again.belief)
 
 
-def test_a_batch_is_as_its_members_alone(evidence: Evidence) -> None:
+def test_a_batch_is_as_its_members_alone(knowledge: Knowledge) -> None:
     env = vector(5, attack_free=0.0)
-    policy = bayes(env, evidence)
+    policy = bayes(env, knowledge)
     observation, _ = env.reset(seed=3)
     state, alone = None, [None] * 5
     for _ in range(80):
@@ -168,28 +169,28 @@ def test_a_batch_is_as_its_members_alone(evidence: Evidence) -> None:
     assert state.belief[..., IMPACT].max() > 0
 
 
-def test_only_one_side_of_the_bank_is_learned_from(evidence: Evidence) -> None:
+def test_only_one_side_of_the_bank_is_learned_from(knowledge: Knowledge) -> None:
     env = vector(1)
     others = BANK.split > 0
     rng = np.random.default_rng(0)
     noisy = np.array(BANK.sensors)
     noisy[others] = rng.random(noisy[others].shape)
     same = BayesFilter(env.simulation.config, BANK.with_sensors(noisy), env.simulation.layout)
-    np.testing.assert_array_equal(same.evidence.ratios(BANK.sensors), evidence.ratios(BANK.sensors))
+    np.testing.assert_array_equal(same.belief.knowledge.ratios(BANK.sensors), knowledge.ratios(BANK.sensors))
     noisy = np.array(BANK.sensors)
     noisy[~others] = rng.random(noisy[~others].shape)
     other = BayesFilter(env.simulation.config, BANK.with_sensors(noisy), env.simulation.layout)
-    assert not np.allclose(other.evidence.ratios(BANK.sensors), evidence.ratios(BANK.sensors))
+    assert not np.allclose(other.belief.knowledge.ratios(BANK.sensors), knowledge.ratios(BANK.sensors))
 
 
-def test_held_out_attackers_stay_unknown(evidence: Evidence) -> None:
+def test_held_out_attackers_stay_unknown(knowledge: Knowledge) -> None:
     env = vector(64)
     observation, _ = env.reset(seed=0)
     base = env.simulation.config
     told = base.model_copy(update={"env": base.env.model_copy(update={"attackers": "held_out"})})
     worm = base.attackers.worm.model_copy(update={"probe": 0.9, "stealth": 0.0})
     told = told.model_copy(update={"attackers": base.attackers.model_copy(update={"worm": worm})})
-    one, other = bayes(env, evidence), BayesFilter(told, BANK, env.simulation.layout, evidence=evidence)
+    one, other = bayes(env, knowledge), BayesFilter(told, BANK, env.simulation.layout, knowledge=knowledge)
     states: list[Memory | None] = [None, None]
     for _ in range(60):
         actions, states[0] = one.predict(observation, state=states[0])
@@ -198,10 +199,10 @@ def test_held_out_attackers_stay_unknown(evidence: Evidence) -> None:
         observation, *_ = env.step(actions)
 
 
-def test_it_earns_more_than_rules_that_do_not_remember(evidence: Evidence) -> None:
+def test_it_earns_more_than_rules_that_do_not_remember(knowledge: Knowledge) -> None:
     env = vector(100)
     layout = env.simulation.layout
-    mine = play(env, bayes(env, evidence), seed=0).returns
+    mine = play(env, bayes(env, knowledge), seed=0).returns
     rules = [Threshold(layout, "risk", low, Order.BLOCK, high, Order.RESTORE) for high in (0.2, 0.3, 0.4, 0.5) for low in (0.1, 0.2, 0.3) if low <= high]
     for policy in (Constant(0), Random(layout, 0), *rules):
         lead = mine - play(env, policy, seed=0).returns
@@ -216,4 +217,4 @@ def test_candidates_share_what_was_learned() -> None:
     env = vector(1)
     candidates = list(bayes_candidates(env.simulation.config, BANK, env.simulation.layout))
     assert len({str(candidate) for candidate in candidates}) == len(candidates) > 1
-    assert len({id(candidate.evidence) for candidate in candidates}) == 1
+    assert len({id(candidate.belief.knowledge) for candidate in candidates}) == 1
