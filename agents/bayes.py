@@ -122,7 +122,7 @@ class BayesFilter:
 def bayes_candidates(config: Config, bank: TraceBank, layout: Layout) -> Iterator[BayesFilter]:
     """The grid that tuning walks; all learn from `calibrate`, so that `agent` is left for the choice."""
     knowledge: Knowledge | None = None
-    for restore, late, trust in product((30.0, 60.0, 120.0), (2.0, 5.0), (1.0, 1.3, 1.6)):
+    for restore, late, trust in product((60.0, 120.0, 240.0), (1.0, 2.0), (1.3, 1.6, 2.0)):
         candidate = BayesFilter(config, bank, layout, Foresight(restore, late, trust), knowledge=knowledge)
         knowledge = candidate.belief.knowledge
         yield candidate

@@ -40,7 +40,7 @@ CONDITIONS = len(STAGES)
 LIMIT = 10.0
 """Largest logarithm of a likelihood ratio that one window is trusted with, either way."""
 
-TRUST = 1.3
+TRUST = 1.6
 """Exponent of the likelihoods: below 1 believes readings less, above 1 more, than their fit says."""
 
 DOUBT = 0.01
@@ -62,14 +62,18 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What holds of any network: what readings say, and how each attacker behaves. P attackers, C classes of attack traffic."""
+    """What holds of any network: what readings say, and how each attacker behaves. P attackers, C families of attack traffic.
+
+    Families, not classes: which web attack a window shows says less about how far the attacker is than that it shows one, and what
+    is learned of the classes misleads where an attacker shows others.
+    """
 
     weights: Floats
     """(columns, C) of a logistic regression over `_columns` of the readings."""
     offset: Floats
     """(C,)"""
     share: Floats
-    """(C, P, 8) of each class in what an attacker shows on a device in each condition."""
+    """(C, P, 8) of each family in what an attacker shows on a device in each condition."""
     visible: Floats
     """(P, 8) share of steps in which it shows."""
     breaks_in: Floats
@@ -90,19 +94,20 @@ class Knowledge:
         P = len(cast(config.attackers, "train"))
         floods = [FAMILIES.index(name) for name in FLOODS]
         classes = np.unique(np.concatenate([shown[p, stage, : counts[p, stage]] for p in range(P) for stage in Stage]))
-        share = np.zeros((len(classes), P, CONDITIONS), np.float32)
+        families = np.unique(family[classes])
+        share = np.zeros((len(families), P, CONDITIONS), np.float32)
         visible, breaks_in = np.zeros((P, CONDITIONS), np.float32), np.zeros((P, len(FAMILIES)), np.float32)
         for p in range(P):
             for condition, stage in enumerate(STAGES):
-                seen = shown[p, stage, : counts[p, stage]]
+                seen = family[shown[p, stage, : counts[p, stage]]]
                 if len(seen):
-                    showing = 1.0 - profiles[p]["stealth"] * np.where(np.isin(family[seen], floods), LOUDNESS, 1.0)
-                    share[np.searchsorted(classes, seen), p, condition] = showing / showing.sum()
+                    showing = 1.0 - profiles[p]["stealth"] * np.where(np.isin(seen, floods), LOUDNESS, 1.0)
+                    np.add.at(share[:, p, condition], np.searchsorted(families, seen), showing / showing.sum())
                     visible[p, condition] = showing.mean()
             ways = family[shown[p, Stage.ATTACKED, : counts[p, Stage.ATTACKED]]]
             breaks_in[p] = np.bincount(ways, minlength=len(FAMILIES)) / len(ways)
         numbers = np.stack([profiles[name].astype(np.float32) for name in PROFILE.names or ()], axis=1)
-        return cls(*_evidence(bank, classes, side), share, visible, breaks_in, numbers)
+        return cls(*_evidence(bank, classes, family, side), share, visible, breaks_in, numbers)
 
     @classmethod
     def of(cls, arrays: Mapping[str, Floats]) -> Knowledge:
@@ -118,7 +123,7 @@ class Knowledge:
         return dict(vars(self))
 
     def ratios(self, readings: Floats) -> Floats:
-        """(..., S) readings -> (..., C) how much likelier they are under each class of attack than under ordinary traffic."""
+        """(..., S) readings -> (..., C) how much likelier they are under each family of attack than under ordinary traffic."""
         return np.exp(np.clip(_columns(readings) @ self.weights + self.offset, -LIMIT, LIMIT))
 
 
@@ -128,18 +133,21 @@ def _columns(readings: Floats) -> Floats:
     return np.concatenate([np.log(families + 1e-3), np.log((others + 1e-3) / (1.001 - others))], axis=-1)
 
 
-def _evidence(bank: TraceBank, classes: NDArray[np.int64], side: str) -> tuple[Floats, Floats]:
-    """Weights and offset of a logistic regression that tells attack classes (ascending) from all benign classes together."""
+def _evidence(bank: TraceBank, classes: NDArray[np.int64], family: NDArray[np.int64], side: str) -> tuple[Floats, Floats]:
+    """Weights and offset of a logistic regression that tells the families of attack classes (ascending) from ordinary traffic."""
     ranges = bank.ranges(side)
-    benign = np.flatnonzero([family == FAMILIES[0] for family in bank.class_families])
-    rows = np.concatenate([np.arange(*ranges[c]) for c in (*benign, *classes)])
-    label = np.where(np.isin(bank.label[rows], benign), -1, bank.label[rows])
+    rows = np.concatenate([np.arange(*ranges[c]) for c in (*np.flatnonzero(family == 0), *classes)])
+    label = family[bank.label[rows]]
+    # Families weigh alike, and in each its classes, so that differences of scores are logarithms of likelihood ratios.
+    in_class = np.bincount(bank.label[rows], minlength=len(family))
+    in_family = np.bincount(family[in_class > 0], minlength=len(FAMILIES))
+    weight = 1.0 / (in_class[bank.label[rows]] * in_family[label])
     columns = _columns(np.array(bank.sensors[rows]))
     scaler = StandardScaler().fit(columns)
     # Neighbouring windows overlap, so a side holds far fewer independent ones than rows; hence the strong regularisation.
-    model = LogisticRegression(C=0.03, max_iter=1000, class_weight="balanced").fit(scaler.transform(columns), label)
-    # Classes weigh alike, so differences of scores are logarithms of likelihood ratios. Scaling is folded into the weights.
-    weights = (model.coef_[1:] - model.coef_[0]) / scaler.scale_  # (C, columns); ordinary traffic, -1, comes first
+    model = LogisticRegression(C=0.03, max_iter=1000).fit(scaler.transform(columns), label, sample_weight=weight * len(rows) / weight.sum())
+    # Scaling is folded into the weights.
+    weights = (model.coef_[1:] - model.coef_[0]) / scaler.scale_  # (C, columns); ordinary traffic, 0, comes first
     return weights.T.astype(np.float32), (model.intercept_[1:] - model.intercept_[0] - weights @ scaler.mean_).astype(np.float32)
 
 
@@ -256,7 +264,7 @@ class Belief:
         clean[..., KNOWN] = 1.0 - clean[..., FRESH]
         belief = np.where(done[:, None, :, None], clean, belief)
         heard = parts["silent"][..., 0] == 0  # (E, D)
-        ratios = self.knowledge.ratios(parts["sensors"])  # (E, D, classes)
+        ratios = self.knowledge.ratios(parts["sensors"])  # (E, D, C)
         mixed = (ratios.reshape(-1, ratios.shape[-1]) @ self.knowledge.share.reshape(ratios.shape[-1], -1)).reshape(*heard.shape, self._attackers, CONDITIONS)
         visible = self.knowledge.visible[None, :, None] * (1.0 - caution)[:, :, None, None]  # (E, P, 1, 8)
         likelihood = 1.0 + visible * (mixed.swapaxes(1, 2) - 1.0)  # (E, P, D, 8), over that of ordinary traffic

@@ -11,8 +11,8 @@ import numpy as np
 
 from agents.baselines import SIGNALS, Constant, Random, Threshold, threshold_candidates
 from agents.bayes import BayesFilter, bayes_candidates
+from agents.learned import load_policy
 from agents.planner import Planner
-from agents.training import load_policy
 from envs import IoTEnv, IoTVectorEnv
 from envs.dynamics import Order
 from envs.recording import EpisodeRecorder, Recording, read_recording

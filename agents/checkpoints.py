@@ -13,20 +13,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3 import PPO
+from sb3_contrib import RecurrentPPO
+from sb3_contrib.common.recurrent.type_aliases import RNNStates
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from src.errors import UserError
 
+_REMEMBERED = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+"""Arrays of a replay buffer, (transitions, environments, ...) each."""
 
-def write_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) -> None:
+
+def write_checkpoint(path: Path, mark: str, model: BaseAlgorithm, scaler: VecNormalize, more: dict[str, Any]) -> None:
     """Everything that the coming steps depend on, written whole or not at all.
 
     Args:
         path: the file; a former checkpoint there is replaced.
         mark: digest of what the run depends on.
         model: between two rollouts, its update done.
-        scaler: the model's environment, over an `IoTSB3VecEnv`.
+        scaler: the model's environment, over a `ShownVecEnv`.
+        more: what the caller wants back; tensors, numbers and text.
 
     Raises:
         UserError: when the folder cannot be written.
@@ -45,6 +53,8 @@ def write_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) ->
         "torch": torch.get_rng_state(),
         "numpy": [twister[0], torch.from_numpy(twister[1].copy()), *twister[2:]],
         "python": json.dumps(random.getstate()),
+        "learner": _learner(model),
+        "more": more,
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +65,8 @@ def write_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) ->
         raise UserError(f"cannot write checkpoint '{path}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
 
 
-def restore_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) -> None:
-    """Put a checkpoint's state into a fresh model and its environments, and into the global random numbers.
+def restore_checkpoint(path: Path, mark: str, model: BaseAlgorithm, scaler: VecNormalize) -> dict[str, Any]:
+    """Put a checkpoint's state into a fresh model and its environments, and into the global random numbers; returns what was kept `more`.
 
     Raises:
         UserError: when the file cannot be read, or is another run's.
@@ -71,6 +81,7 @@ def restore_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) 
     model.policy.optimizer.load_state_dict(state["optimizer"])
     model.num_timesteps, model._n_updates = state["timesteps"], state["updates"]
     model._last_obs = scaler.venv.restore(state["env"])  # type: ignore[attr-defined]
+    model._last_original_obs = model._last_obs  # as it is: observations are not scaled
     model._last_episode_starts = state["episode_starts"].cpu().numpy()
     scaler.ret_rms.mean, scaler.ret_rms.var = np.array(state["scale"]["mean"]), np.array(state["scale"]["var"])
     scaler.ret_rms.count = state["scale"]["count"]
@@ -80,6 +91,42 @@ def restore_checkpoint(path: Path, mark: str, model: PPO, scaler: VecNormalize) 
     np.random.set_state((kind, keys.cpu().numpy(), *rest))  # noqa: NPY002
     version, numbers, gauss = json.loads(state["python"])
     random.setstate((version, tuple(numbers), gauss))
+    _take_up(model, state["learner"])
+    return state["more"]
+
+
+def _learner(model: BaseAlgorithm) -> dict[str, Any]:
+    """What one kind of algorithm carries from update to update beside the policy: an LSTM's state, or the transitions remembered."""
+    if isinstance(model, RecurrentPPO):
+        return {"recurrent": [[part.clone() for part in pair] for pair in model._last_lstm_states]}  # type: ignore[union-attr]
+    if not isinstance(model, OffPolicyAlgorithm):
+        return {}
+    buffer = model.replay_buffer
+    assert isinstance(buffer, ReplayBuffer)
+    filled = buffer.buffer_size if buffer.full else buffer.pos
+    kept = {name: torch.from_numpy(getattr(buffer, name)[:filled].copy()) for name in _REMEMBERED}
+    return {
+        **kept,
+        "pos": buffer.pos,
+        "full": buffer.full,
+        "calls": model._n_calls,  # type: ignore[attr-defined]
+        "exploration": model.exploration_rate,  # type: ignore[attr-defined]
+        "random_actions": json.dumps(model.action_space.np_random.bit_generator.state),
+    }  # type: ignore[attr-defined]
+
+
+def _take_up(model: BaseAlgorithm, kept: dict[str, Any]) -> None:
+    if isinstance(model, RecurrentPPO):
+        model._last_lstm_states = RNNStates(*(tuple(pair) for pair in kept["recurrent"]))  # type: ignore[arg-type]
+    elif isinstance(model, OffPolicyAlgorithm):
+        buffer = model.replay_buffer
+        assert isinstance(buffer, ReplayBuffer)
+        for name in _REMEMBERED:
+            rows = kept[name].cpu().numpy()
+            getattr(buffer, name)[: len(rows)] = rows
+        buffer.pos, buffer.full = kept["pos"], kept["full"]
+        model._n_calls, model.exploration_rate = kept["calls"], kept["exploration"]  # type: ignore[attr-defined]
+        model.action_space.np_random.bit_generator.state = json.loads(kept["random_actions"])
 
 
 def remove_checkpoint(path: Path) -> None:

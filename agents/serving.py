@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.training import LearnedPolicy, load_policy
+from agents.learned import LearnedPolicy, load_policy
 
 
 class ServedAgent:

@@ -8,48 +8,52 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import BaseCallback
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
+from agents.belief import Belief, Knowledge
 from agents.checkpoints import own_randomness, remove_checkpoint, restore_checkpoint, write_checkpoint
-from agents.factory import AlgorithmFactory
-from agents.networks import DeviceSetNetwork
-from agents.vec_env import IoTSB3VecEnv
+from agents.demonstrations import imitate
+from agents.factory import AlgorithmFactory, sight
+from agents.learned import KIND, NETWORKS
+from agents.vec_env import IoTSB3VecEnv, ShownVecEnv
 from envs import IoTVectorEnv
 from envs.dynamics import TERMS, End, Order
 from envs.scenarios import build_network
-from envs.world import KINDS, Layout, Simulation
+from envs.world import KINDS, Simulation
 from src.artifacts import new_artifact, open_artifact
 from src.config import Config
 from src.data.bank import TraceBank
-from src.errors import UserError
 from src.predictor.interface import Sensor
 
-KIND = "agent-policy"
-"""Kind of artifact that a trained agent is."""
-
 OnMetrics = Callable[[dict[str, float], int], None]
-"""Receives a rollout's metrics and the steps taken so far."""
+"""Receives metrics and the steps taken so far."""
+
+VALIDATION_SEED = 400_000
+"""First seed of the episodes on which training is validated."""
+
+REPORT_STEPS = 4096
+"""Environment steps between two reports, at the least."""
 
 
 def identity(config: Config) -> dict[str, Any]:
     """What an agent depends on: settings, and the network that the scenario's file holds; not how many others are trained, nor how often it is saved."""
     parts = {name: getattr(config, name).model_dump(mode="json") for name in ("env", "attackers", "reward", "rl")}
+    own = ("algorithm", "total_timesteps", "n_envs", "memory", "privileged_critic", "demonstrations", "network", "hidden_size", "masked")
+    own += ("normalize_reward", "validation_steps", "validation_episodes", config.rl.algorithm)
     network = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(build_network(config.env.scenario)).items()}
-    return {**parts, "network": network, "rl": {key: value for key, value in parts["rl"].items() if key not in ("seeds", "checkpoint_rollouts")}}
+    return {**parts, "network": network, "rl": {key: parts["rl"][key] for key in own}}
 
 
 class RLTrainer:
@@ -94,24 +98,40 @@ class RLTrainer:
         if resume and self.trained(seed) and not checkpoint.exists():
             return target
         with own_randomness(), _one_thread():
-            env = IoTVectorEnv(self.config.rl.n_envs, bank=self.bank, split="agent", config=self.config, sensor=self.sensor, flatten=True)
-            model, scaler = self._model(env, seed)
-            if resume and checkpoint.exists():
-                restore_checkpoint(checkpoint, mark, model, scaler)
-            total = self.config.rl.total_timesteps
+            knowledge = self._knowledge()
+            model, scaler = self._model(seed, knowledge)
+            total, rl = self.config.rl.total_timesteps, self.config.rl
+            validation = _Validation(self._shown(rl.validation_episodes, knowledge), rl.validation_episodes, max(rl.validation_steps // rl.n_envs, 1))
             progress = _Progress(f"agent, seed {seed}", total)
-            watcher = _Watcher(self.config, checkpoint, mark, scaler, on_metrics, progress)
+            watcher = _Watcher(self.config, checkpoint, mark, scaler, validation, on_metrics, progress)
+            if resume and checkpoint.exists():
+                validation.take_up(restore_checkpoint(checkpoint, mark, model, scaler))
+            elif rl.demonstrations:
+                imitate(model, scaler, self.config, self.bank, knowledge or Knowledge.learn(self.config, self.bank), seed)
             with progress:
-                model.learn(max(total - model.num_timesteps, 0), watcher, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
-            self._save(target, mark, model, env.simulation, seed)
+                model.learn(max(total - model.num_timesteps, 0), [validation, watcher], log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
+            if validation.weights is not None:
+                model.policy.load_state_dict(validation.weights)
+            self._save(target, mark, model, scaler, seed, knowledge, validation)
         remove_checkpoint(checkpoint)
         return target
 
-    def _model(self, env: IoTVectorEnv, seed: int) -> tuple[PPO, VecNormalize]:
+    def _knowledge(self) -> Knowledge | None:
+        """What the belief rests on, where the agent is shown one."""
         rl = self.config.rl
-        # Only rewards are scaled, and only where `normalize_reward` says so: observations are bounded as they come.
-        scaler = VecNormalize(IoTSB3VecEnv(env), norm_obs=False, norm_reward=rl.normalize_reward, gamma=rl.gamma)
-        model = AlgorithmFactory(self.config).build(rl.algorithm, scaler, env.simulation.layout, seed)
+        return Knowledge.learn(self.config, self.bank) if rl.memory == "belief" and rl.algorithm != "recurrent_ppo" else None
+
+    def _shown(self, count: int, knowledge: Knowledge | None) -> VecNormalize:
+        """A batch on `agent` traces as the agent is shown it; only rewards are scaled, and only where `normalize_reward` says so."""
+        env = IoTVectorEnv(count, bank=self.bank, split="agent", config=self.config, sensor=self.sensor, flatten=True)
+        layout, rl = env.simulation.layout, self.config.rl
+        belief = None if knowledge is None else Belief(knowledge, self.config.env, env.simulation.network, layout)
+        shown = ShownVecEnv(IoTSB3VecEnv(env), sight(self.config, layout), belief)
+        return VecNormalize(shown, norm_obs=False, norm_reward=rl.normalize_reward, gamma=getattr(rl, rl.algorithm).gamma)
+
+    def _model(self, seed: int, knowledge: Knowledge | None) -> tuple[BaseAlgorithm, VecNormalize]:
+        scaler = self._shown(self.config.rl.n_envs, knowledge)
+        model = AlgorithmFactory(self.config).build(self.config.rl.algorithm, scaler, scaler.venv.sight, seed)  # type: ignore[attr-defined]
         model.set_logger(Logger(folder=None, output_formats=[]))
         return model, scaler
 
@@ -122,17 +142,22 @@ class RLTrainer:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def _save(self, target: Path, mark: str, model: PPO, simulation: Simulation, seed: int) -> None:
-        network: DeviceSetNetwork = model.policy.network  # type: ignore[assignment]
-        names = simulation.network.names
+    def _save(
+        self, target: Path, mark: str, model: BaseAlgorithm, scaler: VecNormalize, seed: int, knowledge: Knowledge | None, validation: _Validation
+    ) -> None:
+        shown: ShownVecEnv = scaler.venv  # type: ignore[assignment]
+        simulation: Simulation = shown.venv.env.simulation  # type: ignore[attr-defined]
+        names, rl = simulation.network.names, self.config.rl
         meta = {
             "mark": mark,
-            "algorithm": self.config.rl.algorithm,
+            "algorithm": rl.algorithm,
             "seed": seed,
             "timesteps": model.num_timesteps,
+            "validation": validation.best_mean_reward,
             "config": self.config.model_dump(mode="json"),
-            "hidden_size": self.config.rl.hidden_size,
             "layout": dataclasses.asdict(simulation.layout),
+            "network": {"kind": rl.network, "hidden_size": rl.hidden_size, "masked": rl.masked, **NETWORKS[rl.algorithm].options(self.config)},
+            "belief": knowledge is not None,
             "scenario": self.config.env.scenario,
             "devices": names,
             "actions": ["MONITOR", *(f"{order.name} {name}" for name in names for order in list(Order)[1:])],
@@ -141,72 +166,10 @@ class RLTrainer:
             "traffic": {"source": self.bank.source, "site": self.bank.site, "sensor": self.bank.sensor, "split": simulation.split},
         }
         with new_artifact(target, KIND, meta) as folder:
-            save_file({name: tensor.contiguous() for name, tensor in network.cpu().state_dict().items()}, folder / "policy.safetensors")
-
-
-@dataclass(frozen=True)
-class LearnedPolicy:
-    """A trained agent, with Stable-Baselines3's `predict` on flat batched observations."""
-
-    network: DeviceSetNetwork
-    meta: dict[str, Any]
-    generator: torch.Generator
-
-    def predict(
-        self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = False
-    ) -> tuple[NDArray[np.int64], None]:
-        """Actions (E,) for observations (E, size); the likeliest, or drawn from the policy's own random numbers.
-
-        Raises:
-            UserError: for observations of another layout.
-        """
-        width = self.network.layout.width
-        if observation.ndim != 2 or observation.shape[1] < width + Layout.CONTEXT or (observation.shape[1] - Layout.CONTEXT) % width:
-            raise UserError(f"this agent reads flat observations (batch, devices x {width} + {Layout.CONTEXT}), not {observation.shape}")
-        with torch.inference_mode():
-            logits, _ = self.network(torch.from_numpy(np.ascontiguousarray(observation, np.float32)))
-            if deterministic:
-                return logits.argmax(1).numpy(), None
-            return torch.multinomial(logits.softmax(1), 1, generator=self.generator).squeeze(1).numpy(), None
-
-
-def load_policy(folder: Path, simulation: Simulation | None = None, seed: int = 0) -> LearnedPolicy:
-    """Open a saved agent; nothing is unpickled.
-
-    Args:
-        folder: what `RLTrainer.train` returned.
-        simulation: world in which it shall act; any number of devices, but the same readings of each.
-        seed: of the random numbers used where actions are not deterministic.
-
-    Raises:
-        UserError: when the folder is missing, is no agent, was altered, or does not fit `simulation`.
-    """
-    meta = open_artifact(folder, KIND)
-    try:
-        layout = Layout(**meta["layout"])
-        network = DeviceSetNetwork(layout, meta["hidden_size"])
-        network.load_state_dict(load_file(folder / "policy.safetensors"))
-    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"agent '{folder}' was saved by another version of this program ({error.__class__.__name__}); train it again") from error
-    if simulation is not None:
-        _check_fit(folder, meta, simulation)
-    network.requires_grad_(False).eval()
-    return LearnedPolicy(network, meta, torch.Generator().manual_seed(seed))
-
-
-def _check_fit(folder: Path, meta: dict[str, Any], simulation: Simulation) -> None:
-    for what, trained, here in (
-        ("features", meta["features"], simulation.config.env.features),
-        ("sensors", meta["sensors"], list(simulation.bank.sensor_names)),
-    ):
-        if trained != here:
-            raise UserError(
-                f"agent '{folder}' was trained on the {what} {', '.join(trained)}, but this environment shows {', '.join(here)}; train another agent"
-            )
-    if meta["layout"]["history"] != simulation.layout.history:
-        raise UserError(f"agent '{folder}' was trained with env.history {meta['layout']['history']}, not {simulation.layout.history}; train another agent")
-    if simulation.joint:
-        raise UserError(f"agent '{folder}' gives one addressed order a step: set env.action_mode to discrete, not joint")
+            kept = NETWORKS[rl.algorithm].kept(model.policy)
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, folder / "policy.safetensors")
+            if knowledge is not None:
+                save_arrays({name: np.ascontiguousarray(array) for name, array in knowledge.arrays().items()}, folder / "knowledge.safetensors")
 
 
 class _Progress:
@@ -230,73 +193,118 @@ class _Progress:
         self._bar.update(self._task, completed=done, note=note)
 
 
-class _Watcher(BaseCallback):
-    """Counts what happens in a rollout, reports it after the update, and writes checkpoints between updates."""
+class _Validation(EvalCallback):
+    """Stable-Baselines3's evaluation, on the same episodes each time; keeps the weights that did best there."""
 
-    def __init__(self, config: Config, checkpoint: Path, mark: str, scaler: VecNormalize, on_metrics: OnMetrics | None, progress: _Progress) -> None:
-        super().__init__()
-        self._config, self._checkpoint, self._mark, self._scaler = config, checkpoint, mark, scaler
-        self._on_metrics, self._progress = on_metrics, progress
-        self._episodes: list[dict[str, Any]] = []
-        self._shares = np.zeros(len(Order))
-        self._rollouts = 0
-        self._began = time.perf_counter()
+    def __init__(self, env: VecNormalize, episodes: int, every: int) -> None:
+        """`every` so many calls."""
+        env.training, env.norm_reward = False, False
+        super().__init__(env, n_eval_episodes=episodes, eval_freq=every, verbose=0, warn=False)
+        self.weights: dict[str, torch.Tensor] | None = None
+        self.done_at = -1
 
     def _on_step(self) -> bool:
-        dones = self.locals["dones"]
+        if self.n_calls % self.eval_freq == 0:
+            self._validate()
+        return True
+
+    def _on_training_end(self) -> None:
+        if self.done_at != self.num_timesteps and self.num_timesteps > 0:
+            self._validate()
+
+    def _validate(self) -> None:
+        best, frequency, learned = self.best_mean_reward, self.eval_freq, dict(self.logger.name_to_value)
+        self.eval_env.seed(VALIDATION_SEED)
+        self.eval_freq = 1  # due, whichever call this is
+        super()._on_step()
+        self.eval_freq, self.done_at = frequency, self.num_timesteps
+        self.logger.name_to_value.update(learned)  # which the evaluation has written out, to nowhere
+        if self.best_mean_reward > best:
+            self.weights = {name: tensor.detach().clone() for name, tensor in self.model.policy.state_dict().items()}
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"calls": self.n_calls, "best": self.best_mean_reward, "weights": self.weights, "done_at": self.done_at, "last": self.last_mean_reward}
+
+    def take_up(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.n_calls, self.best_mean_reward, self.weights, self.done_at = state["calls"], state["best"], state["weights"], state["done_at"]
+        self.last_mean_reward = state["last"]
+
+
+class _Watcher(BaseCallback):
+    """Counts what happens, reports it after updates, and writes checkpoints between them."""
+
+    def __init__(
+        self, config: Config, checkpoint: Path, mark: str, scaler: VecNormalize, validation: _Validation, on_metrics: OnMetrics | None, progress: _Progress
+    ) -> None:
+        super().__init__()
+        self._config, self._checkpoint, self._mark, self._scaler, self._validation = config, checkpoint, mark, scaler, validation
+        self._on_metrics, self._progress = on_metrics, progress
+        self._episodes: list[dict[str, Any]] = []
+        self._counts = np.zeros(len(Order))
+        self._began, self._reported, self._saved = time.perf_counter(), -1, -1
+
+    def _on_training_start(self) -> None:
+        self._reported = self._saved = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        actions, dones = np.asarray(self.locals["actions"]).ravel(), self.locals["dones"]
+        self._counts += np.bincount(np.where(actions == 0, 0, 1 + (actions - 1) % KINDS), minlength=len(Order))
         if dones.any():
             self._episodes += [self.locals["infos"][e] for e in np.flatnonzero(dones)]
         return True
 
-    def _on_rollout_end(self) -> None:
-        actions = self.model.rollout_buffer.actions.astype(np.int64).ravel()  # type: ignore[attr-defined]
-        kinds = np.where(actions == 0, 0, 1 + (actions - 1) % KINDS)
-        self._shares = np.bincount(kinds, minlength=len(Order)) / len(kinds)
-        self._rollouts += 1
-
     def _on_rollout_start(self) -> None:
         # Here, not at a rollout's end, the update is done and the environments wait in the state that the next rollout starts from.
-        if self._rollouts > 0:
-            if self._rollouts % self._config.rl.checkpoint_rollouts == 0:
-                write_checkpoint(self._checkpoint, self._mark, self.model, self._scaler)  # type: ignore[arg-type]
+        if self.num_timesteps - self._saved >= self._config.rl.checkpoint_steps:
+            write_checkpoint(self._checkpoint, self._mark, self.model, self._scaler, self._validation.state())
+            self._saved = self.num_timesteps
+        if self.num_timesteps - self._reported >= REPORT_STEPS:
             self._report()
-        self._began = time.perf_counter()
 
     def _on_training_end(self) -> None:
-        if self._rollouts > 0:
+        if self.num_timesteps > self._reported:
             self._report()
 
     def _report(self) -> None:
         metrics = self._measure()
-        self._episodes.clear()
         self._progress.update(self.num_timesteps, f"return {metrics['rollout/reward_mean']:.2f}" if "rollout/reward_mean" in metrics else "")
         if self._on_metrics is not None:
             self._on_metrics(metrics, self.num_timesteps)
+        self._episodes.clear()
+        self._counts[:] = 0.0
+        self._began, self._reported = time.perf_counter(), self.num_timesteps
 
     def _measure(self) -> dict[str, float]:
-        """One rollout's figures. Means over episodes are left out where none ended in it."""
+        """Figures since the last report. Means over episodes are left out where none ended."""
         learned = self.logger.name_to_value
-        samples = self._config.rl.n_envs * self._config.rl.n_steps
+        steps = max(self._counts.sum(), 1.0)
         metrics = {
-            "train/entropy": -float(learned["train/entropy_loss"]),
-            "train/value_loss": float(learned["train/value_loss"]),
-            "train/approx_kl": float(learned["train/approx_kl"]),
-            "train/clip_fraction": float(learned["train/clip_fraction"]),
-            "train/explained_variance": float(learned["train/explained_variance"]),
-            "train/learning_rate": float(learned["train/learning_rate"]),
-            "time/fps": samples / (time.perf_counter() - self._began),
-            **{f"actions/{order.name.lower()}": float(self._shares[order]) for order in Order},
+            **{name: float(value) for name, value in learned.items() if name.startswith("train/") and isinstance(value, (int, float, np.number))},
+            "time/fps": (self.num_timesteps - self._reported) / (time.perf_counter() - self._began),
+            **{f"actions/{order.name.lower()}": float(self._counts[order] / steps) for order in Order},
         }
+        if "train/entropy_loss" in metrics:
+            metrics["train/entropy"] = -metrics.pop("train/entropy_loss")
+        if "rollout/exploration_rate" in learned:
+            metrics["train/exploration_rate"] = float(learned["rollout/exploration_rate"])
+        if self._validation.done_at > self._reported:
+            metrics |= {"validation/reward_mean": self._validation.last_mean_reward, "validation/reward_best": self._validation.best_mean_reward}
         if self._episodes:
             ends = np.array([info["end"] for info in self._episodes])
+            summary = {name: np.array([info["summary"][name] for info in self._episodes]) for name in self._episodes[0]["summary"]}
+            answered = (summary["first_response"] >= 0) & (summary["first_foothold"] >= 0)
             metrics |= {
                 "rollout/reward_mean": float(np.mean([info["episode"]["r"] for info in self._episodes])),
                 "rollout/length_mean": float(np.mean([info["episode"]["l"] for info in self._episodes])),
                 **{f"ends/{end.name.lower()}": float(np.mean(ends == end)) for end in End if end},
-                **{
-                    f"reward/{name}": -getattr(self._config.reward, name) * float(np.mean([info["summary"][name] for info in self._episodes])) for name in TERMS
-                },
+                **{f"reward/{name}": -getattr(self._config.reward, name) * float(summary[name].mean()) for name in TERMS},
+                "rollout/steps_to_contain": float(summary["dwell"].sum() / max(summary["compromises"].sum(), 1.0)),
             }
+            if answered.any():
+                late = np.maximum(summary["first_response"] - summary["first_foothold"], 0.0)
+                metrics["rollout/steps_to_detect"] = float(late[answered].mean())
         return metrics
 
 

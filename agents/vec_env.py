@@ -1,4 +1,4 @@
-"""`IoTSB3VecEnv`: Stable-Baselines3's vector interface over one compiled batch, without an object per environment."""
+"""Stable-Baselines3's vector interface over one compiled batch, without an object per environment; and what an agent is shown of it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from agents.belief import Belief, Memory
+from agents.sight import Sight, hidden_state
 from envs.world import Simulation
 from src.errors import UserError
 
@@ -169,3 +171,61 @@ class IoTSB3VecEnv(VecEnv):
         self._returns[:] = state["returns"].numpy()
         self._lengths[:] = state["lengths"].numpy()
         return observation
+
+
+class ShownVecEnv(VecEnvWrapper):
+    """An `IoTSB3VecEnv` over `IoTVectorEnv` that shows what `Sight` says, and keeps the belief that it may need.
+
+    The end of the horizon counts as an end, not as a cut: the time left is observed, and no reward comes after it. So nothing is
+    asked about the observation there, and `terminal_observation` is that of the next episode's beginning.
+    """
+
+    def __init__(self, venv: IoTSB3VecEnv, sight: Sight, belief: Belief | None) -> None:
+        """Wrap a batch; `belief` is that of its network, where `sight` shows one."""
+        self.sight, self.belief = sight, belief
+        self._simulation = venv.env.simulation
+        self._memory: Memory | None = None
+        self._parts: dict[str, Any] = {}
+        super().__init__(venv, sight.space(self._simulation.layout.devices))
+
+    def reset(self) -> NDArray[np.float32]:
+        """Start an episode everywhere, with nothing remembered."""
+        self._memory = None
+        return self._show(self.venv.reset(), None)  # type: ignore[arg-type]
+
+    def step_async(self, actions: NDArray[np.int64]) -> None:
+        """Keep the actions for `step_wait`, and in mind."""
+        if self.belief is not None and self._memory is not None:
+            self._memory = self.belief.advance(self._memory, self._parts, actions)
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step every environment."""
+        observation, rewards, dones, infos = self.venv.step_wait()
+        shown = self._show(observation, dones)  # type: ignore[arg-type]
+        for e in np.flatnonzero(dones):
+            infos[e] |= {"terminal_observation": shown[e], "TimeLimit.truncated": False}
+        return shown, rewards, dones, infos
+
+    def _show(self, observation: NDArray[np.float32], starts: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+        believed = None
+        if self.belief is None:
+            self._parts = self._simulation.layout.split(observation)
+        else:
+            self._parts, self._memory = self.belief.hear(self._memory, observation, starts)
+            believed = self.belief.inputs(self._memory, self._parts)
+        return self.sight.show(self._parts, believed, hidden_state(self._simulation) if self.sight.truth else None)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the coming steps depend on, as tensors and text, for a checkpoint."""
+        remembered = () if self._memory is None else self._memory
+        return {"batch": self.venv.state(), "memory": [torch.from_numpy(part.copy()) for part in remembered]}  # type: ignore[attr-defined]
+
+    def restore(self, state: dict[str, Any]) -> NDArray[np.float32]:
+        """Go on from `state()` of a batch of the same size; what is shown there."""
+        observation = self.venv.restore(state["batch"])  # type: ignore[attr-defined]
+        self._parts, believed = self._simulation.layout.split(observation), None
+        if self.belief is not None:
+            self._memory = Memory(*(part.numpy() for part in state["memory"]))
+            believed = self.belief.inputs(self._memory, self._parts)
+        return self.sight.show(self._parts, believed, hidden_state(self._simulation) if self.sight.truth else None)

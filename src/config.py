@@ -484,48 +484,143 @@ class RewardConfig(Section):
     """A protected device cut off, a step."""
 
 
-class RLConfig(Section):
-    """Training of the agent (PPO, Schulman et al. 2017, in Stable-Baselines3)."""
+class OnPolicyConfig(Section):
+    """What the algorithms have in common that learn from their last rollout."""
 
-    algorithm: Literal["ppo"] = "ppo"
-    """How it learns."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Of the optimiser at the start; falls linearly to a tenth."""
+    n_steps: int = Field(default=32, ge=2)
+    """Steps of each environment between updates."""
+    gamma: float = Field(default=0.99, gt=0, le=1)
+    """Discount."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Of generalised advantage estimation."""
+    ent_coef: float = Field(default=0.003, ge=0)
+    """Weight of the entropy bonus."""
+    vf_coef: float = Field(default=0.5, ge=0)
+    """Weight of the value loss."""
+    max_grad_norm: float = Field(default=0.5, gt=0)
+    """Largest norm of the gradient."""
+
+
+class PPOConfig(OnPolicyConfig):
+    """Proximal policy optimisation (Schulman et al. 2017)."""
+
+    batch_size: int = Field(default=1024, ge=2)
+    """Samples a gradient step."""
+    n_epochs: int = Field(default=4, ge=1)
+    """Passes over the collected samples."""
+    clip_range: float = Field(default=0.2, gt=0)
+    """Of the probability ratio."""
+
+
+class A2CConfig(OnPolicyConfig):
+    """Advantage actor-critic (Mnih et al. 2016)."""
+
+
+class MaskablePPOConfig(PPOConfig):
+    """PPO that is also told which actions are ruled out (Huang and Ontañón 2022)."""
+
+
+class RecurrentPPOConfig(PPOConfig):
+    """PPO with an LSTM, whose state is all that it remembers: it is never shown a belief."""
+
+    units: int = Field(default=32, ge=1)
+    """Of the LSTM, for each device."""
+
+
+class DQNConfig(Section):
+    """Deep Q-network (Mnih et al. 2015)."""
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of the optimiser at the start; falls linearly to a tenth."""
+    buffer_size: int = Field(default=50_000, ge=100)
+    """Transitions that are remembered."""
+    learning_starts: int = Field(default=5_000, ge=0)
+    """Steps before the first update."""
+    batch_size: int = Field(default=512, ge=2)
+    """Samples a gradient step."""
+    gamma: float = Field(default=0.99, gt=0, le=1)
+    """Discount."""
+    n_steps: int = Field(default=3, ge=1)
+    """Rewards that are added up before a value is trusted."""
+    train_freq: int = Field(default=1, ge=1)
+    """Steps of all environments between updates."""
+    gradient_steps: int = Field(default=1, ge=1)
+    """Of an update."""
+    target_update_interval: int = Field(default=8_192, ge=1)
+    """Steps between copies of the network to its target."""
+    exploration_fraction: float = Field(default=0.3, gt=0, le=1)
+    """Share of training in which random actions become fewer."""
+    exploration_final_eps: Share = 0.01
+    """Share of random actions from then on."""
+    max_grad_norm: float = Field(default=10.0, gt=0)
+    """Largest norm of the gradient."""
+
+
+class QRDQNConfig(DQNConfig):
+    """DQN over quantiles of the return (Dabney et al. 2018)."""
+
+    n_quantiles: int = Field(default=32, ge=1)
+    """Quantiles."""
+
+
+Algorithm = Literal["ppo", "a2c", "dqn", "qrdqn", "maskable_ppo", "recurrent_ppo"]
+
+
+class RLConfig(Section):
+    """Training of the agents. Each algorithm has a section of its own; only that of `algorithm` is used."""
+
+    algorithm: Algorithm = "ppo"
+    """How it learns: Stable-Baselines3's and sb3-contrib's algorithms."""
     total_timesteps: int = Field(default=2_000_000, ge=1)
     """Environment steps a seed."""
     seeds: int = Field(default=3, ge=1)
     """Agents trained, with seeds `compute.seed`, +1, ..."""
     n_envs: int = Field(default=128, ge=1)
     """Environments stepped at once."""
-    n_steps: int = Field(default=32, ge=2)
-    """Steps of each environment between updates."""
-    batch_size: int = Field(default=1024, ge=2)
-    """Samples a gradient step."""
-    n_epochs: int = Field(default=4, ge=1)
-    """Passes over the collected samples."""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """Of Adam at the start; falls linearly to a tenth."""
-    gamma: float = Field(default=0.97, gt=0, le=1)
-    """Discount."""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """Of generalised advantage estimation."""
-    clip_range: float = Field(default=0.2, gt=0)
-    """Of the probability ratio."""
-    ent_coef: float = Field(default=0.01, ge=0)
-    """Weight of the entropy bonus."""
-    vf_coef: float = Field(default=0.5, ge=0)
-    """Weight of the value loss."""
-    max_grad_norm: float = Field(default=0.5, gt=0)
-    """Largest norm of the gradient."""
+    memory: Literal["belief", "none"] = "belief"
+    """What the agent has of the past: a belief about each device, kept by Bayes' rule, or nothing but what the observation holds."""
+    privileged_critic: bool = True
+    """Show the hidden state to the critic of an actor-critic algorithm; the actor never sees it, and only the actor is kept."""
+    demonstrations: int = Field(default=0, ge=0)
+    """Steps of the Bayes filter that an actor learns to imitate before it learns from rewards; 0: none."""
+    network: Literal["devices", "flat"] = "devices"
+    """One network that all devices share, which fits any number of them, or a perceptron bound to this network."""
     hidden_size: int = Field(default=64, ge=1)
-    """Units of the network that all devices share."""
+    """Units of each hidden layer."""
+    masked: bool = True
+    """Rule out orders that would change nothing."""
     normalize_reward: bool = True
     """Divide rewards by a running scale of the return while training."""
-    checkpoint_rollouts: int = Field(default=20, ge=1)
-    """Updates between checkpoints."""
+    validation_steps: int = Field(default=200_000, ge=1)
+    """Environment steps between validations; the weights that did best are kept."""
+    validation_episodes: int = Field(default=100, ge=1)
+    """Episodes of a validation, on `agent` traces, the same each time."""
+    checkpoint_steps: int = Field(default=100_000, ge=1)
+    """Environment steps between checkpoints, at the least."""
+    ppo: PPOConfig = PPOConfig()
+    """PPO."""
+    a2c: A2CConfig = A2CConfig(learning_rate=1e-3, n_steps=8)
+    """A2C."""
+    dqn: DQNConfig = DQNConfig()
+    """DQN."""
+    qrdqn: QRDQNConfig = QRDQNConfig()
+    """QR-DQN."""
+    maskable_ppo: MaskablePPOConfig = MaskablePPOConfig()
+    """MaskablePPO."""
+    recurrent_ppo: RecurrentPPOConfig = RecurrentPPOConfig()
+    """RecurrentPPO."""
 
     @model_validator(mode="after")
     def _batches_fit(self) -> RLConfig:
-        if (self.n_envs * self.n_steps) % self.batch_size:
-            raise ValueError(f"rl.batch_size ({self.batch_size}) must divide rl.n_envs x rl.n_steps ({self.n_envs * self.n_steps})")
+        for name in ("ppo", "maskable_ppo"):
+            settings: PPOConfig = getattr(self, name)
+            if name == self.algorithm and (self.n_envs * settings.n_steps) % settings.batch_size:
+                samples = self.n_envs * settings.n_steps
+                raise ValueError(f"rl.{name}.batch_size ({settings.batch_size}) must divide rl.n_envs x rl.{name}.n_steps ({samples})")
+        if self.demonstrations and self.algorithm in ("dqn", "qrdqn", "recurrent_ppo"):
+            raise ValueError(f"rl.demonstrations teach an actor that remembers nothing itself; '{self.algorithm}' has none: set them to 0")
         return self
 
 

@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from agents.benchmark import TEST_SEED, BenchmarkRunner, Comparison
-from agents.training import RLTrainer, identity, load_policy
+from agents.learned import load_policy
+from agents.training import RLTrainer, identity
 from envs.attackers import check_techniques
 from envs.recording import write_html, write_png
 from envs.scenarios import load_scenario

@@ -12,21 +12,35 @@ from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.baselines import Constant, Random
+from agents.bayes import BayesFilter
+from agents.belief import Belief, Knowledge
 from agents.factory import AlgorithmFactory
-from agents.networks import MASKED, DeviceSetNetwork
-from agents.training import RLTrainer, load_policy
-from agents.vec_env import IoTSB3VecEnv
+from agents.factory import sight as configured
+from agents.learned import load_policy
+from agents.networks import MASKED, Actor, Critic, Shape, Values
+from agents.sight import TRUTH, Sight, hidden_state
+from agents.training import VALIDATION_SEED, RLTrainer
+from agents.vec_env import IoTSB3VecEnv, ShownVecEnv
 from envs import IoTVectorEnv
 from envs.dynamics import TERMS, End
-from envs.world import Layout
 from src.config import Config, load_config
 from src.data.bank import TraceBank
 from src.errors import UserError
 from src.evaluation.rollout import play
 from tests.banks import make_bank
 
-TINY = ["rl.n_envs=4", "rl.n_steps=16", "rl.batch_size=32", "rl.n_epochs=2", "rl.hidden_size=8", "rl.total_timesteps=512"]
-TINY += ["rl.checkpoint_rollouts=2", "env.scenario=home", "env.horizon=30", "env.start_range=[2, 5]"]
+ALGORITHMS = ("ppo", "a2c", "dqn", "qrdqn", "maskable_ppo", "recurrent_ppo")
+TINY = ["rl.n_envs=4", "rl.hidden_size=8", "rl.total_timesteps=512", "rl.checkpoint_steps=128", "rl.validation_steps=192", "rl.validation_episodes=3"]
+TINY += [f"rl.{name}.{item}" for name in ("ppo", "maskable_ppo", "recurrent_ppo") for item in ("n_steps=16", "batch_size=32", "n_epochs=2")]
+TINY += [f"rl.{name}.{item}" for name in ("dqn", "qrdqn") for item in ("learning_starts=40", "batch_size=16", "buffer_size=200", "train_freq=2")]
+TINY += ["rl.recurrent_ppo.units=4", "rl.qrdqn.n_quantiles=5", "rl.dqn.target_update_interval=64", "rl.qrdqn.target_update_interval=64"]
+TINY += ["env.scenario=home", "env.horizon=30", "env.start_range=[2, 5]"]
+
+
+@pytest.fixture(autouse=True)
+def frequent_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each rollout of PPO at these sizes."""
+    monkeypatch.setattr("agents.training.REPORT_STEPS", 64)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +56,10 @@ def tiny() -> Config:
 @pytest.fixture(scope="module")
 def trained(tiny: Config, bank: TraceBank, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return RLTrainer(tiny, bank, tmp_path_factory.mktemp("agents")).train(seed=3)
+
+
+def algorithm(name: str, *more: str) -> Config:
+    return load_config(overrides=[*TINY, f"rl.algorithm={name}", *more])
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -133,86 +151,229 @@ def test_flat_observations_are_demanded(bank: TraceBank) -> None:
         IoTSB3VecEnv(IoTVectorEnv(2, bank=bank))
 
 
-# The network
+# What an agent is shown
 
 
-def observations(bank: TraceBank, scenario: str, count: int = 16) -> tuple[Layout, torch.Tensor]:
-    """Flat observations after some random steps, with controls in force."""
-    env = IoTVectorEnv(count, bank=bank, scenario=scenario, flatten=True)
-    flat, _ = env.reset(seed=0)
-    policy = Random(env.simulation.layout, 0)
+def shown_batch(bank: TraceBank, count: int = 4, belief: bool = True, truth: bool = True, **settings: object) -> ShownVecEnv:
+    env = IoTVectorEnv(count, bank=bank, flatten=True, **settings)  # type: ignore[arg-type]
+    sim = env.simulation
+    kept = Belief(Knowledge.learn(sim.config, bank), sim.config.env, sim.network, sim.layout) if belief else None
+    return ShownVecEnv(IoTSB3VecEnv(env), Sight(sim.layout, belief, truth), kept)
+
+
+@pytest.mark.parametrize("belief", [True, False])
+def test_what_is_shown_keeps_to_its_space_and_tells_the_truth_last(belief: bool, bank: TraceBank) -> None:
+    shown = shown_batch(bank, 6, belief, scenario="home", horizon=30, start_range=(2, 5), history=3)
+    sim = shown.venv.env.simulation  # type: ignore[attr-defined]
+    shown.seed(0)
+    seen, policy = shown.reset(), Random(sim.layout, 0)
+    for _ in range(70):
+        assert shown.observation_space.contains(seen[0])
+        assert np.abs(seen).max() <= 10
+        each = seen[:, :-2].reshape(6, 6, -1)
+        np.testing.assert_array_equal(each[..., -TRUTH:], hidden_state(sim))
+        np.testing.assert_array_equal(each[..., :5] > 0, sim.allowed())
+        np.testing.assert_allclose(each[..., 5], np.broadcast_to(sim.world.traits[:, 0], (6, 6)))
+        seen, _, dones, infos = shown.step(policy.predict(sim.observe())[0])
+        for e in np.flatnonzero(dones):
+            assert not infos[e]["TimeLimit.truncated"]
+            np.testing.assert_array_equal(infos[e]["terminal_observation"], seen[e])
+
+
+def test_the_belief_shown_is_the_filters(bank: TraceBank) -> None:
+    """Step for step, over the ends of episodes, what the environment shows is what a saved agent works out for itself."""
+    shown = shown_batch(bank, 5, truth=False, scenario="home", horizon=30, start_range=(2, 5))
+    sim, belief = shown.venv.env.simulation, shown.belief  # type: ignore[attr-defined]
+    assert belief is not None
+    shown.seed(3)
+    seen, state, starts = shown.reset(), None, np.ones(5, np.bool_)
+    policy = Random(sim.layout, 1)
+    for _ in range(70):
+        flat = sim.observe()
+        parts, state = belief.hear(state, flat, starts)
+        np.testing.assert_array_equal(seen, shown.sight.show(parts, belief.inputs(state, parts)))
+        actions, _ = policy.predict(flat)
+        state = belief.advance(state, parts, actions)
+        seen, _, starts, _ = shown.step(actions)  # type: ignore[assignment]
+
+
+# The networks
+
+
+def shown(bank: TraceBank, scenario: str, truth: bool = True) -> tuple[Shape, torch.Tensor]:
+    """What is shown after some random steps, with controls in force."""
+    batch = shown_batch(bank, 16, truth=truth, scenario=scenario)
+    sim = batch.venv.env.simulation  # type: ignore[attr-defined]
+    batch.seed(0)
+    seen, policy = batch.reset(), Random(sim.layout, 0)
     for _ in range(30):
-        flat = env.step(policy.predict(flat)[0])[0]
-    return env.simulation.layout, torch.from_numpy(flat)
+        seen = batch.step(policy.predict(sim.observe())[0])[0]
+    return Shape("devices", batch.sight.width, batch.sight.wide, sim.layout.devices, 16, True), torch.from_numpy(seen)
 
 
-def test_reordering_devices_reorders_logits_only(bank: TraceBank) -> None:
-    layout, flat = observations(bank, "clinic")
+def reordered(seen: torch.Tensor, wide: int, order: torch.Tensor) -> torch.Tensor:
+    return torch.cat([seen[:, :-2].reshape(len(seen), -1, wide)[:, order].flatten(1), seen[:, -2:]], dim=1)
+
+
+def test_reordering_devices_reorders_scores_only(bank: TraceBank) -> None:
+    shape, seen = shown(bank, "clinic")
     torch.manual_seed(0)
-    network = DeviceSetNetwork(layout, 16)
-    order = torch.randperm(layout.devices)
-    parts = layout.split(flat.numpy())
-    shuffled = layout.join({name: part if name == "context" else part[:, order.numpy()] for name, part in parts.items()})
-    np.testing.assert_array_equal(layout.join(parts), flat.numpy())
-    logits, value = network(flat)
-    moved, moved_value = network(torch.from_numpy(shuffled))
-    torch.testing.assert_close(moved_value, value)
-    torch.testing.assert_close(moved[:, 0], logits[:, 0])
-    torch.testing.assert_close(moved[:, 1:].reshape(len(flat), layout.devices, 5), logits[:, 1:].reshape(len(flat), layout.devices, 5)[:, order])
-    assert not torch.allclose(moved, logits)
+    order = torch.randperm(shape.devices)
+    moved = reordered(seen, shape.wide, order)
+    critic = Critic(shape)
+    torch.testing.assert_close(critic(moved), critic(seen))
+    for network in (Actor(shape), Values(shape)):
+        scores, after = network(seen), network(moved)
+        torch.testing.assert_close(after[:, 0], scores[:, 0])
+        torch.testing.assert_close(after[:, 1:].reshape(16, shape.devices, 5), scores[:, 1:].reshape(16, shape.devices, 5)[:, order])
+        assert not torch.allclose(after, scores)
+
+
+def test_only_the_critic_reads_the_truth(bank: TraceBank) -> None:
+    shape, seen = shown(bank, "clinic")
+    torch.manual_seed(0)
+    lied = seen.clone()
+    lied[:, :-2].view(16, shape.devices, shape.wide)[..., -TRUTH:] = 1.0
+    actor, critic, values = Actor(shape), Critic(shape), Values(shape)
+    torch.testing.assert_close(actor(lied), actor(seen))
+    torch.testing.assert_close(values(lied), values(seen))
+    assert not torch.allclose(critic(lied), critic(seen))
 
 
 def test_orders_that_change_nothing_are_never_drawn(bank: TraceBank) -> None:
-    layout, flat = observations(bank, "clinic")
-    logits, _ = DeviceSetNetwork(layout, 16)(flat)
-    valid = torch.from_numpy(layout.split(flat.numpy())["valid"] > 0).flatten(1)
+    shape, seen = shown(bank, "clinic")
+    logits, values = Actor(shape)(seen), Values(shape)(seen)
+    valid = (seen[:, :-2].view(16, shape.devices, shape.wide)[..., :5] > 0).flatten(1)
     assert (~valid).any()
     assert ((logits[:, 1:] == MASKED) == ~valid).all()
     assert (logits.softmax(1)[:, 1:][~valid] == 0).all()
-    entropy = torch.distributions.Categorical(logits=logits).entropy()
-    assert torch.isfinite(entropy).all()
+    assert torch.isfinite(torch.distributions.Categorical(logits=logits).entropy()).all()
+    assert (values[:, 1:] == values[:, :1])[~valid].all()  # worth as much as doing nothing
+    assert (Actor(shape._replace(masked=False))(seen) > MASKED / 2).all()
 
 
-def test_one_set_of_weights_fits_any_number_of_devices(bank: TraceBank) -> None:
-    layout, _ = observations(bank, "clinic")
-    network = DeviceSetNetwork(layout, 16)
-    _, flat = observations(bank, "home")
-    logits, value = network(flat)
-    assert logits.shape == (16, 1 + 6 * 5)
-    assert value.shape == (16,)
+def test_quantiles_of_an_order_stand_beside_those_of_the_others(bank: TraceBank) -> None:
+    shape, seen = shown(bank, "home")
+    quantiles = Values(shape, 7)(seen).view(16, 7, -1)
+    assert quantiles.shape[2] == 31
+    idle = (seen[:, :-2].view(16, 6, shape.wide)[..., :5] <= 0).flatten(1)
+    for e in range(16):
+        assert (quantiles[e, :, 1:][:, idle[e]] == quantiles[e, :, :1]).all()
 
 
-def test_every_weight_learns(bank: TraceBank) -> None:
-    layout, flat = observations(bank, "clinic")
-    network = DeviceSetNetwork(layout, 16)
-    logits, value = network(flat)
-    (logits.log_softmax(1)[:, 0].sum() + value.sum()).backward()
+@pytest.mark.parametrize("made", [Actor, Critic, Values])
+def test_one_set_of_weights_fits_any_number_of_devices(made: type, bank: TraceBank) -> None:
+    shape, _ = shown(bank, "clinic")
+    _, seen = shown(bank, "home")
+    assert made(shape)(seen).shape == (16, 1 if made is Critic else 31)
+    with pytest.raises(RuntimeError):
+        made(shape._replace(kind="flat"))(seen)
+
+
+@pytest.mark.parametrize("kind", ["devices", "flat"])
+@pytest.mark.parametrize("made", [Actor, Critic, Values])
+def test_every_weight_learns(made: type, kind: str, bank: TraceBank) -> None:
+    shape, seen = shown(bank, "clinic")
+    network = made(shape._replace(kind=kind))
+    out = network(seen)
+    (out.log_softmax(1)[:, 0] if out.shape[1] > 1 else out).sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
 
-# The algorithm
+# The algorithms
 
 
-def test_every_setting_reaches_the_algorithm(bank: TraceBank) -> None:
-    values = {"n_steps": 8, "batch_size": 16, "n_epochs": 3, "gamma": 0.91, "gae_lambda": 0.83, "ent_coef": 0.017, "vf_coef": 0.31, "max_grad_norm": 0.7}
-    config = load_config(
-        overrides=[f"rl.{name}={value}" for name, value in values.items()]
-        + ["rl.n_envs=4", "rl.hidden_size=12", "rl.learning_rate=0.004", "rl.clip_range=0.13"]
-    )
-    env = IoTVectorEnv(4, bank=bank, config=config, flatten=True)
-    model = AlgorithmFactory(config).build("ppo", IoTSB3VecEnv(env), env.simulation.layout, seed=0)
-    assert {name: getattr(model, name) for name in values} == values
-    assert model.clip_range(1.0) == 0.13  # type: ignore[operator]
-    assert (model.lr_schedule(1.0), model.lr_schedule(0.0)) == pytest.approx((0.004, 0.0004))
-    assert model.policy.network.deepen.out_features == 12  # type: ignore[union-attr]
+def build(config: Config, bank: TraceBank, name: str) -> object:
+    env = IoTVectorEnv(config.rl.n_envs, bank=bank, config=config, flatten=True)
+    seen = configured(config, env.simulation.layout)
+    belief = Belief(Knowledge.learn(config, bank), config.env, env.simulation.network, env.simulation.layout) if seen.belief else None
+    return AlgorithmFactory(config).build(name, ShownVecEnv(IoTSB3VecEnv(env), seen, belief), seen, seed=0)
+
+
+ON_POLICY = {"n_steps": 8, "gamma": 0.91, "gae_lambda": 0.83, "ent_coef": 0.017, "vf_coef": 0.31, "max_grad_norm": 0.7}
+CLIPPED = {**ON_POLICY, "batch_size": 16, "n_epochs": 3}
+OFF_POLICY = {"buffer_size": 444, "learning_starts": 33, "batch_size": 17, "gamma": 0.91, "n_steps": 4, "gradient_steps": 2, "max_grad_norm": 3.0}
+OFF_POLICY |= {"target_update_interval": 77, "exploration_fraction": 0.4, "exploration_final_eps": 0.07}
+SETTINGS = {"ppo": CLIPPED, "a2c": ON_POLICY, "maskable_ppo": CLIPPED, "recurrent_ppo": CLIPPED, "dqn": OFF_POLICY, "qrdqn": OFF_POLICY}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_setting_reaches_the_algorithm(name: str, bank: TraceBank) -> None:
+    values = SETTINGS[name]
+    own = {"recurrent_ppo": ["units=6"], "dqn": ["train_freq=3"], "qrdqn": ["train_freq=3", "n_quantiles=9"]}.get(name, [])
+    clip = ["clip_range=0.13"] if "n_epochs" in values else []
+    given = [f"{key}={value}" for key, value in values.items()] + ["learning_rate=0.004", *clip, *own]
+    config = load_config(overrides=[*(f"rl.{name}.{item}" for item in given), "rl.n_envs=4", "rl.hidden_size=12", f"rl.algorithm={name}", "env.scenario=home"])
+    model = build(config, bank, name)
+    assert {key: getattr(model, key) for key in values} == values
+    assert (model.lr_schedule(1.0), model.lr_schedule(0.0)) == pytest.approx((0.004, 0.0004))  # type: ignore[attr-defined]
+    policy = model.policy  # type: ignore[attr-defined]
+    if clip:
+        assert model.clip_range(1.0) == 0.13  # type: ignore[attr-defined]
+    if name == "recurrent_ppo":
+        assert policy.lstm_actor.units == 6
+    if name in ("dqn", "qrdqn"):
+        assert model.train_freq.frequency == 3  # type: ignore[attr-defined]
+    head = {"dqn": lambda: policy.q_net.q_net, "qrdqn": lambda: policy.quantile_net.quantile_net}.get(name, lambda: policy.action_net)()
+    assert head.set.deepen.out_features == 12
+    assert getattr(head, "quantiles", 1) == (9 if name == "qrdqn" else 1)
+    covered = {*values, "learning_rate", *(item.split("=")[0] for item in clip + own)}
+    assert covered == set(type(getattr(config.rl, name)).model_fields)  # none is left untried
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_trains_and_plays_as_it_was_trained(name: str, bank: TraceBank, tmp_path: Path) -> None:
+    config = algorithm(name)
+    seen: list[dict[str, float]] = []
+    folder = RLTrainer(config, bank, tmp_path).train(seed=1, on_metrics=lambda metrics, _: seen.append(metrics))
+    assert {"rollout/reward_mean", "rollout/length_mean", "actions/block", "ends/horizon", "reward/damage"} <= set(seen[-1])
+    assert any("train/loss" in metrics or "train/value_loss" in metrics for metrics in seen)
+    validations = [metrics["validation/reward_mean"] for metrics in seen if "validation/reward_mean" in metrics]
+    env = IoTVectorEnv(config.rl.validation_episodes, bank=bank, config=config, flatten=True, split="agent")
+    # The saved agent alone earns what Stable-Baselines3's evaluation of the whole policy found for the weights that were kept.
+    played = play(env, load_policy(folder, env.simulation), VALIDATION_SEED).mean
+    assert played == pytest.approx(max(validations), abs=1e-4)
+    assert played == pytest.approx(load_policy(folder).meta["validation"], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS[1:])
+def test_every_algorithm_goes_on_as_if_it_had_not_been_interrupted(name: str, bank: TraceBank, tmp_path: Path) -> None:
+    config = algorithm(name)
+    whole = RLTrainer(config, bank, tmp_path / "whole").train(seed=2)
+
+    def interrupt(metrics: dict[str, float], step: int) -> None:
+        if step >= 300:
+            raise InterruptedRunError
+
+    trainer = RLTrainer(config, bank, tmp_path / "parts")
+    with pytest.raises(InterruptedRunError):
+        trainer.train(seed=2, on_metrics=interrupt)
+    steps: list[int] = []
+    parts = trainer.train(seed=2, on_metrics=lambda _, step: steps.append(step), resume=True)
+    assert 64 < steps[0] < steps[-1] == 512
+    assert same(weights(parts), weights(whole))
+
+
+def test_demonstrations_are_followed(bank: TraceBank, tmp_path: Path) -> None:
+    """An actor that saw the Bayes filter at work starts near it; one that did not starts nowhere."""
+    settings = ["rl.total_timesteps=64", "rl.ppo.learning_rate=1e-9", "rl.validation_episodes=50", "rl.hidden_size=32", "env.horizon=100"]
+    returns = {}
+    for steps in (0, 20_000):
+        config = algorithm("ppo", *settings, f"rl.demonstrations={steps}")
+        folder = RLTrainer(config, bank, tmp_path / str(steps)).train(seed=0)
+        env = IoTVectorEnv(100, bank=bank, config=config, flatten=True)
+        returns[steps] = play(env, load_policy(folder, env.simulation), 0).mean
+        filtered = play(env, BayesFilter(config, bank, env.simulation.layout), 0).mean
+    assert returns[20_000] > returns[0] + 0.5 * (filtered - returns[0])
+    with pytest.raises(UserError, match="demonstrations"):
+        algorithm("dqn", "rl.demonstrations=100")
 
 
 def test_unknown_algorithm_names_the_nearest(tiny: Config, bank: TraceBank) -> None:
-    env = IoTVectorEnv(4, bank=bank, config=tiny, flatten=True)
     with pytest.raises(UserError, match="did you mean 'ppo'"):
-        AlgorithmFactory(tiny).build("pppo", IoTSB3VecEnv(env), env.simulation.layout, seed=0)
+        build(tiny, bank, "pppo")
 
 
 def test_joint_mode_is_refused(bank: TraceBank, tmp_path: Path) -> None:
@@ -223,7 +384,7 @@ def test_joint_mode_is_refused(bank: TraceBank, tmp_path: Path) -> None:
 
 def test_batches_must_fit_the_rollout() -> None:
     with pytest.raises(UserError, match="batch_size"):
-        load_config(overrides=["rl.n_envs=3", "rl.n_steps=5", "rl.batch_size=4"])
+        load_config(overrides=["rl.n_envs=3", "rl.ppo.n_steps=5", "rl.ppo.batch_size=4"])
 
 
 # Training
@@ -297,7 +458,7 @@ def test_a_checkpoint_of_another_run_is_refused(tiny: Config, bank: TraceBank, t
 
     with pytest.raises(InterruptedRunError):
         RLTrainer(tiny, bank, tmp_path).train(seed=3, on_metrics=interrupt)
-    other = load_config(overrides=[*TINY, "rl.gamma=0.5"])
+    other = load_config(overrides=[*TINY, "rl.ppo.gamma=0.5"])
     with pytest.raises(UserError, match="another configuration"):
         RLTrainer(other, bank, tmp_path).train(seed=3, resume=True)
     (checkpoint,) = tmp_path.glob("*.checkpoint")
@@ -373,8 +534,8 @@ def test_training_pays(bank: TraceBank, tmp_path: Path) -> None:
             "env.scenario=home",
             "rl.total_timesteps=61440",
             "rl.n_envs=32",
-            "rl.batch_size=256",
-            "rl.learning_rate=0.003",
+            "rl.ppo.batch_size=256",
+            "rl.ppo.learning_rate=0.003",
             "env.horizon=60",
             "env.start_range=[2, 10]",
             "compute.threads=1",
