@@ -83,11 +83,14 @@ def test_everything_is_written(whole_run: Path) -> None:
         "episode.html",
         "figures",
     }
-    assert {path.name for path in (folder / "figures").iterdir()} == {"comparison.png", "learning.png", "episode.png"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{name}.png" for name in ("comparison", "learning", "episode", "profile", "attackers", "safety")
+    }
     results = json.loads((folder / "results.json").read_text())
     assert results["data"] == "synthetic"
     assert {"name", "command", "commit", "data", "seconds", "machine", "gates", "tables"} == set(results)
-    assert [row["policy"].split(":")[0] for row in results["tables"]["policies"]][-1] == "planner (sees the truth)"
+    assert [row["policy"] for row in results["tables"]["policies"]][-2:] == ["agent", "planner"]
+    assert {"main.noop", "G5.score", "G5.drop", "G5.noise.risk", "G5.shuffled", "G5.exploits"} <= set(results["gates"])
     assert "synthetic profile" in (folder / "report.html").read_text()
     (sensor,), (networks,), (autoencoder,) = ((whole_run / room).iterdir() for room in ("sensors", "networks", "autoencoders"))
     for kind, place in (("lstm-predictor", sensor / "predictor"), ("trace-bank", sensor / "bank"), ("lstm-predictor", networks), ("lstm-sae", autoencoder)):
@@ -114,12 +117,13 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
     assert {"predictor", "autoencoder", "sensor", "ppo seed 0", "ppo seed 1", "evaluation"} <= set(named)
     assert parents[0].data.params["rl.n_envs"] == "16"
     assert parents[0].data.tags["data_source"] == "synthetic profile"
-    assert {"return/agent", "return/best_constant", "return/planner", "predictor/macro_f1"} <= set(parents[0].data.metrics)
+    assert {"return/agent", "return/best_constant", "return/planner", "score/H", "score/H_held_out", "predictor/macro_f1"} <= set(parents[0].data.metrics)
     metrics = named["evaluation"].data.metrics
-    for policy in ("agent", "no-op", "planner", "tuned_threshold"):
+    for policy in ("agent", "no-op", "planner", "threshold_on_risk"):
         for measure in ("reward_mean", "length_mean", "share_restore", "end_overrun", "end_evicted", "end_horizon"):
             assert f"eval/{policy}/{measure}" in metrics
     assert metrics["eval/agent/reward_mean"] <= 0
+    assert {"eval_held_out/agent/iqm_low", "eval_attack_free/playbook/false_isolations_per_device_day"} <= set(metrics)
     learned = client.get_metric_history(named["ppo seed 1"].info.run_id, "rollout/reward_mean")
     assert learned[-1].step == 2048
     for model in ("attack-predictor", "defence-agent"):
