@@ -12,11 +12,11 @@ from src.artifacts import write_text
 
 STYLE = """
 :root{--ink:#1f2933;--muted:#66717d;--line:#dde2e7;--accent:#0b7285}
-body{font:15px/1.55 system-ui,sans-serif;color:var(--ink);max-width:1120px;margin:2rem auto;padding:0 1.2rem}
+body{font:15px/1.55 system-ui,sans-serif;color:var(--ink);max-width:1260px;margin:2rem auto;padding:0 1.2rem}
 h1{font-size:1.7rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin:2.2rem 0 .4rem;border-bottom:1px solid var(--line);padding-bottom:.2rem}
 p.note,figcaption{color:var(--muted);font-size:.88rem;margin:.2rem 0 .6rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:.6rem 0;font-size:.88rem;font-variant-numeric:tabular-nums}
-td,th{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th{font-weight:600;vertical-align:bottom;white-space:normal}
+td,th{padding:.25rem .5rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th{font-weight:600;vertical-align:bottom;white-space:normal}
 td:first-child,th:first-child,td.text,th.text{text-align:left}td.text{white-space:normal}tr.mine td{background:#e6f4f6;font-weight:600}
 small{color:var(--muted);font-weight:400}figure{margin:1rem 0}img{max-width:100%}code{background:#f1f3f5;padding:.1rem .3rem;overflow-wrap:anywhere}
 .cards{display:flex;flex-wrap:wrap;gap:1rem;margin:1.2rem 0}.card{border:1px solid var(--line);border-radius:.5rem;padding:.8rem 1.1rem;flex:1 1 14rem}
@@ -129,7 +129,7 @@ def _policies(tables: Mapping[str, Any]) -> str:
         "is neither lost nor served by a compromised device. Steps to detect: from the attack's beginning until a device under attack is first cut off, "
         "or the episode's end (so a lower bound); steps to contain: how long a foothold stays in reach, until the episode's end at most."
     )
-    tuned = "; ".join(f"<b>{html.escape(row['policy'])}</b>: {html.escape(row['rule'])}" for row in seen if row.get("rule"))
+    tuned = "; ".join(f"<b>{html.escape(row['policy'])}</b>: {html.escape(row['rule'])}" for row in seen if row.get("rule") and row["policy"] != "planner")
     rules = f"<p class=note>As tuned on other traces, against the attackers of training. {tuned}.</p>" if tuned else ""
     return f"<p class=note>{note}</p>{_table(rows, columns, _mine(tables))}{rules}"
 
@@ -225,5 +225,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return '<span class="yes">met</span>' if value else '<span class="no">not met</span>'
     if isinstance(value, float):
-        return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+        return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
     return html.escape(str("" if value is None else value))
