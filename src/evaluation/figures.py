@@ -113,6 +113,7 @@ def safety_figure(rows: Sequence[Mapping[str, Any]], agent: str, source: str) ->
         axes.set_title(heading, loc="left", fontsize=9, color=INK)
         _plain(axes)
         axes.set_xticks([])
+        axes.set_xticks([], minor=True)
         axes.spines[["bottom"]].set_visible(False)
     panels[0].set_yticks(places, [row["policy"] for row in rows])
     panels[0].invert_yaxis()

@@ -226,6 +226,6 @@ def _cell(value: Any) -> str:
         return '<span class="yes">met</span>' if value else '<span class="no">not met</span>'
     if isinstance(value, float):
         size = abs(value)
-        digits = 0 if size >= 1000 or (size >= 10 and value == int(value)) else 1 if size >= 10 else 2 if size >= 1 else 3
+        digits = 0 if size >= 1000 or size == 0 else 1 if size >= 10 else 2 if size > 1 else 3
         return f"{value:,.{digits}f}"
     return html.escape(str("" if value is None else value))
