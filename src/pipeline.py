@@ -52,8 +52,8 @@ POLICY_COLUMNS = {
     "policy": "policy", "return": "return", "interval": "95 % interval", "held_out": "never met", "damage": "damage", "healthy_service": "healthy",
     "orders_per_hour": "orders/h", "false_downtime_hours_per_device_day": "false h/day",
 }  # fmt: skip
-"""`never met`: mean return against attackers that training never met."""
-"""`healthy`: share of criticality x time both uncompromised and in service; `false h/day`: hours that a device is cut off in a day without attack."""
+"""`never met`: mean return against attackers that training never met; `healthy`: share of criticality x time both uncompromised and in
+service; `false h/day`: hours that a device is cut off in a day without attack."""
 AGENT = "agent"
 """What the trained agents are called among the policies, whatever the algorithm, so that runs compare."""
 FAMILY_COLUMNS = {"family": "family", "macro_f1": "F1"}
