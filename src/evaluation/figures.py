@@ -126,7 +126,7 @@ def learning_figure(curves: Mapping[str, Sequence[tuple[int, float]]], reference
     figure, axes = _canvas(8, 4.2)
     for name, points in curves.items():
         steps, values = np.array(points).T
-        axes.plot(steps, values, lw=1.6, label=name)
+        axes.plot(steps, values, lw=1.6, marker="o", ms=4, markevery=[-1], label=name)
     for (name, level), style in zip(references.items(), ("--", ":", "-."), strict=False):
         axes.axhline(level, color=INK, lw=1, ls=style, label=f"{name} (evaluation)")
     axes.set_xlabel("environment steps")
