@@ -56,6 +56,29 @@ def identity(config: Config) -> dict[str, Any]:
     return {**parts, "network": network, "rl": {key: parts["rl"][key] for key in own}}
 
 
+def knowledge_of(config: Config, bank: TraceBank) -> Knowledge | None:
+    """What the belief rests on, where the configured agent is shown one."""
+    rl = config.rl
+    return Knowledge.learn(config, bank) if rl.memory == "belief" and rl.algorithm != "recurrent_ppo" else None
+
+
+def learning_env(config: Config, bank: TraceBank, count: int, knowledge: Knowledge | None, sensor: Sensor | None = None) -> VecNormalize:
+    """A batch on `agent` traces as the configured agent is shown it; only rewards are scaled, and only where `rl.normalize_reward` says so.
+
+    Args:
+        config: sections `env`, `attackers`, `reward` and `rl`.
+        bank: windows of traffic.
+        count: environments.
+        knowledge: `knowledge_of` the same.
+        sensor: what reads along where `env.sensors` is `live`.
+    """
+    env = IoTVectorEnv(count, bank=bank, split="agent", config=config, sensor=sensor, flatten=True)
+    layout, rl = env.simulation.layout, config.rl
+    belief = None if knowledge is None else Belief(knowledge, config.env, env.simulation.network, layout)
+    shown = ShownVecEnv(IoTSB3VecEnv(env), sight(config, layout), belief)
+    return VecNormalize(shown, norm_obs=False, norm_reward=rl.normalize_reward, gamma=getattr(rl, rl.algorithm).gamma)
+
+
 class RLTrainer:
     """Trains agents on the `agent` split of a trace bank.
 
@@ -98,10 +121,11 @@ class RLTrainer:
         if resume and self.trained(seed) and not checkpoint.exists():
             return target
         with own_randomness(), _one_thread():
-            knowledge = self._knowledge()
+            knowledge = knowledge_of(self.config, self.bank)
             model, scaler = self._model(seed, knowledge)
             total, rl = self.config.rl.total_timesteps, self.config.rl
-            validation = _Validation(self._shown(rl.validation_episodes, knowledge), rl.validation_episodes, max(rl.validation_steps // rl.n_envs, 1))
+            judging = learning_env(self.config, self.bank, rl.validation_episodes, knowledge, self.sensor)
+            validation = _Validation(judging, rl.validation_episodes, max(rl.validation_steps // rl.n_envs, 1))
             progress = _Progress(f"agent, seed {seed}", total)
             watcher = _Watcher(self.config, checkpoint, mark, scaler, validation, on_metrics, progress)
             if resume and checkpoint.exists():
@@ -116,21 +140,8 @@ class RLTrainer:
         remove_checkpoint(checkpoint)
         return target
 
-    def _knowledge(self) -> Knowledge | None:
-        """What the belief rests on, where the agent is shown one."""
-        rl = self.config.rl
-        return Knowledge.learn(self.config, self.bank) if rl.memory == "belief" and rl.algorithm != "recurrent_ppo" else None
-
-    def _shown(self, count: int, knowledge: Knowledge | None) -> VecNormalize:
-        """A batch on `agent` traces as the agent is shown it; only rewards are scaled, and only where `normalize_reward` says so."""
-        env = IoTVectorEnv(count, bank=self.bank, split="agent", config=self.config, sensor=self.sensor, flatten=True)
-        layout, rl = env.simulation.layout, self.config.rl
-        belief = None if knowledge is None else Belief(knowledge, self.config.env, env.simulation.network, layout)
-        shown = ShownVecEnv(IoTSB3VecEnv(env), sight(self.config, layout), belief)
-        return VecNormalize(shown, norm_obs=False, norm_reward=rl.normalize_reward, gamma=getattr(rl, rl.algorithm).gamma)
-
     def _model(self, seed: int, knowledge: Knowledge | None) -> tuple[BaseAlgorithm, VecNormalize]:
-        scaler = self._shown(self.config.rl.n_envs, knowledge)
+        scaler = learning_env(self.config, self.bank, self.config.rl.n_envs, knowledge, self.sensor)
         model = AlgorithmFactory(self.config).build(self.config.rl.algorithm, scaler, scaler.venv.sight, seed)  # type: ignore[attr-defined]
         model.set_logger(Logger(folder=None, output_formats=[]))
         return model, scaler

@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from agents.factory import AlgorithmFactory
-from agents.vec_env import IoTSB3VecEnv
+from agents.training import knowledge_of, learning_env
 from benchmarks.common import ROOT, Gate, launch, parser, write_result
 from benchmarks.contest import Rates, Run, Worker, compete, estimate, gate, own_python
 from benchmarks.peers import PEERS
@@ -210,12 +210,11 @@ class EmptyVecEnv(VecEnv):
 def compete_learning(config: Config, bank: TraceBank, rounds: int, rng: np.random.Generator) -> dict[str, Rates]:
     """PPO as the product trains it, on our environment and on an empty one: steps a second, (rounds,)."""
     rl = config.rl
-    batch = IoTVectorEnv(rl.n_envs, bank=bank, config=config, flatten=True)
-    played = IoTSB3VecEnv(batch)
+    played: Any = learning_env(config, bank, rl.n_envs, knowledge_of(config, bank)).venv
 
     def learner(env: VecEnv) -> tuple[Run, int]:
-        scaled = VecNormalize(env, norm_obs=False, norm_reward=rl.normalize_reward, gamma=rl.gamma)
-        model = AlgorithmFactory(config).build("ppo", scaled, batch.simulation.layout, 0)
+        scaled = VecNormalize(env, norm_obs=False, norm_reward=rl.normalize_reward, gamma=rl.ppo.gamma)
+        model = AlgorithmFactory(config).build("ppo", scaled, played.sight, 0)
         model.set_logger(Logger(folder=None, output_formats=[]))
 
         def run(steps: int) -> tuple[int, float]:
@@ -223,7 +222,7 @@ def compete_learning(config: Config, bank: TraceBank, rounds: int, rng: np.rando
             model.learn(steps, log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
             return model.num_timesteps - before, time.perf_counter() - began
 
-        return run, rl.n_envs * rl.n_steps
+        return run, rl.n_envs * rl.ppo.n_steps
 
     # A second is about what one update takes, and a round is whole updates.
     return compete({f"{rl.n_envs} of ours": learner(played), f"{rl.n_envs} empty ones of the same spaces": learner(EmptyVecEnv(played))}, rounds, 1.0, rng)

@@ -1,5 +1,6 @@
 """The command line, as a user runs it, at tiny sizes."""
 
+import itertools
 import json
 import re
 import sys
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 import main as command_line
-from agents.baselines import threshold_candidates
+from agents.baselines import cusum_candidates, playbook_candidates, threshold_candidates
+from agents.bayes import bayes_candidates
 from src.artifacts import open_artifact
 from src.config import Config, Section, leaves, load_config
 from src.data.bank import TraceBank
@@ -21,7 +23,7 @@ TINY = [
     "data.synthetic_rows_per_class=400", "lstm.training.epochs=1", "lstm.training.stride=10", "lstm.model.hidden_size=16", "lstm.training.loss=focal",
     "temporal.training.epochs=1", "temporal.training.stride=10", "temporal.model.hidden_size=16", "temporal.training.loss=focal",
     "sae.training.epochs=2", "sae.model.encoder_units=[8]", "sae.model.decoder_units=[8]",
-    "rl.total_timesteps=2048", "rl.seeds=2", "rl.n_envs=16", "rl.n_steps=64", "rl.batch_size=256", "rl.hidden_size=8",
+    "rl.total_timesteps=2048", "rl.seeds=2", "rl.n_envs=16", "rl.ppo.n_steps=64", "rl.ppo.batch_size=256", "rl.validation_episodes=4", "rl.hidden_size=8",
     "eval.episodes=20", "eval.tuning_episodes=10", "eval.bootstrap=100", "env.scenario=home", "compute.threads=1",
 ]  # fmt: skip
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "ciciot2023"
@@ -33,8 +35,16 @@ def words(artifacts: Path, phase: str, *more: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the tuning grid: these tests are about the plumbing."""
-    monkeypatch.setattr("agents.benchmark.threshold_candidates", lambda layout, signal: list(threshold_candidates(layout, signal))[::10])
+    """A tenth of the tuning grids: these tests are about the plumbing."""
+    thin_grids(monkeypatch)
+
+
+def thin_grids(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("agents.benchmark.threshold_candidates", lambda layout, signal: list(threshold_candidates(layout, signal))[::20])
+    patch.setattr("agents.benchmark.cusum_candidates", lambda layout: list(cusum_candidates(layout))[::10])
+    patch.setattr("agents.benchmark.playbook_candidates", lambda layout: list(playbook_candidates(layout))[::10])
+    patch.setattr("agents.benchmark.bayes_candidates", lambda *given: itertools.islice(bayes_candidates(*given), 3))
+    patch.setattr("agents.benchmark.EXPLOITS", 5)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +71,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, read_keys: set[tuple[typ
     """Artifacts of one `--phase all`."""
     artifacts = tmp_path_factory.mktemp("all") / "artifacts"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agents.benchmark.threshold_candidates", lambda layout, signal: list(threshold_candidates(layout, signal))[::10])
+        thin_grids(patch)
         assert command_line.main(words(artifacts, "all")) == 0
     return artifacts
 
@@ -83,11 +93,14 @@ def test_everything_is_written(whole_run: Path) -> None:
         "episode.html",
         "figures",
     }
-    assert {path.name for path in (folder / "figures").iterdir()} == {"comparison.png", "learning.png", "episode.png"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{name}.png" for name in ("comparison", "learning", "episode", "profile", "attackers", "safety", "confusion", "reliability")
+    }
     results = json.loads((folder / "results.json").read_text())
     assert results["data"] == "synthetic"
     assert {"name", "command", "commit", "data", "seconds", "machine", "gates", "tables"} == set(results)
-    assert [row["policy"].split(":")[0] for row in results["tables"]["policies"]][-1] == "planner (sees the truth)"
+    assert [row["policy"] for row in results["tables"]["policies"]][-2:] == ["agent", "planner"]
+    assert {"main.noop", "G5.score", "G5.drop", "G5.noise.risk", "G5.shuffled", "G5.exploits"} <= set(results["gates"])
     assert "synthetic profile" in (folder / "report.html").read_text()
     (sensor,), (networks,), (autoencoder,) = ((whole_run / room).iterdir() for room in ("sensors", "networks", "autoencoders"))
     for kind, place in (("lstm-predictor", sensor / "predictor"), ("trace-bank", sensor / "bank"), ("lstm-predictor", networks), ("lstm-sae", autoencoder)):
@@ -114,12 +127,13 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
     assert {"predictor", "autoencoder", "sensor", "ppo seed 0", "ppo seed 1", "evaluation"} <= set(named)
     assert parents[0].data.params["rl.n_envs"] == "16"
     assert parents[0].data.tags["data_source"] == "synthetic profile"
-    assert {"return/agent", "return/best_constant", "return/planner", "predictor/macro_f1"} <= set(parents[0].data.metrics)
+    assert {"return/agent", "return/best_constant", "return/planner", "score/H", "score/H_held_out", "predictor/macro_f1"} <= set(parents[0].data.metrics)
     metrics = named["evaluation"].data.metrics
-    for policy in ("agent", "no-op", "planner", "tuned_threshold"):
+    for policy in ("agent", "no-op", "planner", "threshold_on_risk"):
         for measure in ("reward_mean", "length_mean", "share_restore", "end_overrun", "end_evicted", "end_horizon"):
             assert f"eval/{policy}/{measure}" in metrics
     assert metrics["eval/agent/reward_mean"] <= 0
+    assert {"eval_held_out/agent/iqm_low", "eval_attack_free/playbook/false_isolations_per_device_day"} <= set(metrics)
     learned = client.get_metric_history(named["ppo seed 1"].info.run_id, "rollout/reward_mean")
     assert learned[-1].step == 2048
     for model in ("attack-predictor", "defence-agent"):
@@ -127,7 +141,8 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
 
 
 def test_every_setting_is_live(whole_run: Path, read_keys: set[tuple[type, str]]) -> None:
-    dead = [key for key, section in leaves().items() if (section, key.rsplit(".", 1)[-1]) not in read_keys]
+    others = tuple(f"rl.{name}." for name in ("a2c", "dqn", "qrdqn", "maskable_ppo", "recurrent_ppo"))  # tests/test_agents.py tries each
+    dead = [key for key, section in leaves().items() if (section, key.rsplit(".", 1)[-1]) not in read_keys and not key.startswith(others)]
     assert dead == []
 
 
