@@ -1,27 +1,30 @@
-"""Plays every policy on the same held-out episodes, and says how they compare."""
+"""Plays every policy on the same held-out episodes; `src.evaluation.analysis` says how they compare."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from agents.baselines import SIGNALS, Constant, Random, Threshold, threshold_candidates
+from agents.baselines import SIGNALS, Constant, Random, Threshold, constants, cusum_candidates, playbook_candidates, threshold_candidates
 from agents.bayes import BayesFilter, bayes_candidates
+from agents.exploits import named, scripts
 from agents.planner import Planner
 from agents.training import load_policy
 from envs import IoTEnv, IoTVectorEnv
-from envs.dynamics import Order
+from envs.attackers import cast
 from envs.recording import EpisodeRecorder, Recording, read_recording
 from envs.scenarios import FAMILIES, build_network
-from envs.world import Simulation
-from src.config import Config
+from envs.world import Layout, Simulation
+from src.config import Config, nearest
 from src.data.bank import TraceBank
-from src.evaluation.rollout import Episodes, Policy, play
-from src.evaluation.statistics import Estimate, difference_estimate, mean_estimate
+from src.errors import UserError
+from src.evaluation.rollout import PLANNER, SIDES, Contest, Episodes, Policy, Side, play
 from src.predictor.interface import Sensor
 
 TEST_SEED = 1_000_000
@@ -33,27 +36,54 @@ TUNING_SEED = 500_000
 BENIGN_SHARE = 0.95
 """Share of benign windows among those that devices show in play: .95 where nobody defends, .98 under the Bayes filter."""
 
+FEWEST = 10
+"""Episodes of a tuning's first round, at least."""
+
+QUALIFYING = 4
+"""A tuning's first round plays this part of the episodes, and this part of the candidates goes on to all of them."""
+
+EXPLOITS = 60
+"""Random scripts among which the best exploit is sought."""
+
 Tell = Callable[[str], None]
+P = TypeVar("P", bound=Policy)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What was found."""
+class Scripted:
+    """A policy to compare with, as tuning left it. Called with the simulation that it plays in, it is ready to act."""
 
-    rows: list[dict[str, Any]]
-    """A row a policy, best last: `policy, return, low, high` and measures apart from the reward."""
-    differences: dict[str, Estimate]
-    """Mean return of the agent minus that of each policy compared with, paired by episode."""
-    threshold: Threshold
-    """The rule that tuning chose."""
-    episodes: dict[str, list[Episodes]]
-    """By policy; a list entry a training seed."""
-    ablations: dict[str, Estimate]
-    """Mean return that the agent loses when a sensor's readings are replaced by noise."""
+    build: Callable[[Simulation], Policy]
+    words: str
+    """What tuning chose."""
+    validation: float
+    """Mean return on the `agent` traces, attackers of training; what the best heuristic is chosen by."""
+    mode: str = "discrete"
+    """`env.action_mode` that its actions are of: a constant may act on all devices at once."""
+
+    def __call__(self, simulation: Simulation) -> Policy:
+        """The policy, with its memory empty."""
+        return self.build(simulation)
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """A policy that sees each device's telemetry under another device's name, another draw each step; what it knows by itself stays."""
+
+    policy: Policy
+    layout: Layout
+    rng: np.random.Generator
+
+    def predict(self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, Any]:
+        """As the policy, on shuffled devices."""
+        mixed = self.rng.permuted(np.tile(np.arange(self.layout.devices), (len(observation), 1)), axis=1)
+        parts = self.layout.split(observation)
+        moved = {name: np.take_along_axis(part, mixed[:, :, None], axis=1) for name, part in parts.items() if name in ("features", "sensors", "past", "trend")}
+        return self.policy.predict(self.layout.join({**parts, **moved}), state, episode_start, deterministic)
 
 
 class BenchmarkRunner:
-    """Compares policies on one side of a trace bank."""
+    """Plays policies on one side of a trace bank."""
 
     def __init__(self, config: Config, bank: TraceBank, split: str = "test", sensor: Sensor | None = None) -> None:
         """Sections `env`, `attackers`, `reward` and `eval` of the configuration are read; `sensor` reads along where `env.sensors` is `live`."""
@@ -62,6 +92,12 @@ class BenchmarkRunner:
     def env(self, count: int, split: str | None = None, mode: str = "discrete") -> IoTVectorEnv:
         """A batch of environments with flat observations."""
         return IoTVectorEnv(count, bank=self.bank, split=split or self.split, config=self.config, sensor=self.sensor, flatten=True, action_mode=mode)
+
+    def on(self, side: str) -> BenchmarkRunner:
+        """The runner of one of `SIDES`: the same traces, others who attack."""
+        told = {"seen": {"attackers": "train"}, "held out": {"attackers": "held_out"}, "attack-free": {"attack_free": 1.0}}[side]
+        env = self.config.env.model_copy(update=told)
+        return BenchmarkRunner(self.config.model_copy(update={"env": env}), self.bank, self.split, self.sensor)
 
     def blinded(self, sensor: str) -> BenchmarkRunner:
         """The same world, with one sensor's readings (`families`: all eight probabilities) replaced by those of random windows of the split.
@@ -81,100 +117,139 @@ class BenchmarkRunner:
         stored = self.config.model_copy(update={"env": self.config.env.model_copy(update={"sensors": "stored"})})
         return BenchmarkRunner(stored, self.bank.with_sensors(noisy), self.split)
 
+    def shuffled(self, policy: Policy, simulation: Simulation) -> Shuffled:
+        """The policy, with the devices' telemetry under one another's names."""
+        return Shuffled(policy, simulation.layout, np.random.default_rng(self.config.compute.seed))
+
+    def best(self, candidates: Iterable[P]) -> tuple[P, float]:
+        """The candidate with the best mean return on `agent` traces and attackers of training, never those of the evaluation; and that return.
+
+        All play a quarter of the tuning episodes, the best quarter of them plays all (successive halving; Karnin et al. 2013).
+        """
+        found, total = list(candidates), self.config.eval.tuning_episodes
+        ranked: list[tuple[float, P]] = []
+        rounds = {max(total // QUALIFYING, FEWEST), total} if len(found) > 1 else {total}
+        for count in sorted(rounds):
+            envs: dict[str, IoTVectorEnv] = {}
+            ranked = []
+            for one in found:
+                mode = _mode(one)
+                if mode not in envs:
+                    envs[mode] = self.on("seen").env(count, "agent", mode)
+                ranked.append((play(envs[mode], one, TUNING_SEED).mean, one))
+            ranked.sort(key=lambda pair: -pair[0])
+            found = [one for _, one in ranked[: -(-len(ranked) // QUALIFYING)]]
+        return ranked[0][1], ranked[0][0]
+
     def tune(self, signal: str = "risk") -> Threshold:
         """The best threshold rule on a signal, on `agent` traces, never on those of the evaluation."""
-        env = self.env(self.config.eval.tuning_episodes, "agent")
-        return max(threshold_candidates(env.simulation.layout, signal), key=lambda rule: play(env, rule, TUNING_SEED).mean)
+        return self.best(threshold_candidates(self._layout, signal))[0]
 
     def tune_bayes(self) -> BayesFilter:
         """The Bayes filter that does best on `agent` traces; what it knows of readings is from `calibrate`."""
-        env = self.env(self.config.eval.tuning_episodes, "agent")
-        return max(bayes_candidates(self.config, self.bank, env.simulation.layout), key=lambda one: play(env, one, TUNING_SEED).mean)
+        return self.best(bayes_candidates(self.config, self.bank, self._layout))[0]
 
     def champion(self, agents: Mapping[int, Path]) -> Path:
         """The trained agent that does best on `agent` traces: `test` only measures, it does not choose."""
-        env = self.env(self.config.eval.tuning_episodes, "agent")
+        env = self.on("seen").env(self.config.eval.tuning_episodes, "agent")
         return max(agents.values(), key=lambda folder: play(env, load_policy(folder, env.simulation), TUNING_SEED).mean)
+
+    def scripted(self, names: Sequence[str] | None = None) -> dict[str, Scripted]:
+        """The policies to compare with, each tuned on `agent` traces and attackers of training alone; the planner, last, sees the truth.
+
+        Args:
+            names: which; all where it is None.
+
+        Raises:
+            UserError: for an unknown name.
+        """
+        layout, seed = self._layout, self.config.compute.seed
+        makers: dict[str, Callable[[], Iterable[Policy]]] = {
+            "no-op": lambda: [Constant(0)],
+            "random": lambda: [Random(layout, seed)],
+            "best constant": lambda: constants(self._devices).values(),
+            "ping-pong": lambda: [named(layout)["ping-pong"]],
+            "threshold on risk": lambda: threshold_candidates(layout, "risk"),
+            "threshold on anomaly": lambda: threshold_candidates(layout, "anomaly"),
+            "CUSUM": lambda: cusum_candidates(layout),
+            "playbook": lambda: playbook_candidates(layout),
+            "Bayes filter": lambda: bayes_candidates(self.config, self.bank, layout),
+        }
+        chosen = [*makers, PLANNER] if names is None else list(names)
+        for name in chosen:
+            if name not in (*makers, PLANNER):
+                raise UserError(f"no policy '{name}' to compare with: {nearest(name, [*makers, PLANNER])}")
+        return {name: self._scripted(makers[name]()) if name in makers else self._planner() for name in chosen}
+
+    def _scripted(self, candidates: Iterable[Policy]) -> Scripted:
+        policy, value = self.best(candidates)
+        if isinstance(policy, Random):  # whose random numbers start anew on each side
+            return Scripted(lambda simulation: Random(simulation.layout, self.config.compute.seed), "", value)
+        words = next((name for name, one in constants(self._devices).items() if one == policy), "") if isinstance(policy, Constant) else str(policy)
+        return Scripted(lambda _: policy, words, value, _mode(policy))
+
+    def _planner(self) -> Scripted:
+        env = self.on("seen").env(self.config.eval.tuning_episodes, "agent")
+        return Scripted(Planner, "sees the truth", play(env, Planner(env.simulation), TUNING_SEED).mean)
+
+    def exploits(self) -> dict[str, Policy]:
+        """Scripts that read no sensor: those that earlier environments fell to, and the best of many random ones on `agent` traces."""
+        layout = self._layout
+        drawn = itertools.islice(scripts(layout, np.random.default_rng(self.config.compute.seed)), EXPLOITS)
+        return {**named(layout), f"best of {EXPLOITS} random scripts": self.best(drawn)[0]}
 
     def constants(self, env: IoTVectorEnv, seed: int = TEST_SEED) -> dict[str, Episodes]:
         """Every single action, each repeated for the whole episode, and each kind on all devices at once."""
-        names, count = env.simulation.network.names, env.num_envs
-        found = {}
-        for d, name in enumerate(names):
-            for order in list(Order)[1:]:
-                found[f"{order.name} {name}"] = play(env, Constant(1 + d * 5 + order - 1), seed)
-        joint = self.env(count, mode="joint")
-        for order in list(Order)[1:]:
-            found[f"{order.name} all"] = play(joint, Constant(int(order), len(names)), seed)
-        return found
+        joint = self.env(env.num_envs, mode="joint")
+        return {name: play(joint if policy.devices else env, policy, seed) for name, policy in constants(self._devices).items()}
 
-    def run(self, agents: Mapping[int, Path], tell: Tell = lambda _: None) -> Comparison:
-        """Play all policies.
+    def run(self, agents: Mapping[str, Mapping[int, Path]], tell: Tell = lambda _: None) -> Contest:
+        """Play all policies on all sides.
 
         Args:
-            agents: folder of each trained agent, by its seed.
+            agents: by name of a group, the folder of each trained agent by its seed; noise and shuffling are tried on the first group.
             tell: receives a line before each part.
         """
-        settings = self.config.eval
-        env = self.env(settings.episodes)
-        tell("tuning the threshold rule and the Bayes filter on the agent's traces")
-        rule = self.tune()
-        tell(f"playing {settings.episodes} held-out episodes a policy")
-        episodes: dict[str, list[Episodes]] = {"no-op": [play(env, Constant(0), TEST_SEED)]}
-        constants = self.constants(env)
-        best = max(constants, key=lambda name: constants[name].mean)
-        worst = min(constants, key=lambda name: constants[name].mean)
-        episodes[f"worst constant: {worst}"] = [constants[worst]]
-        episodes["random"] = [play(env, Random(env.simulation.layout, seed=self.config.compute.seed), TEST_SEED)]
-        episodes[f"best constant: {best}"] = [constants[best]]
-        episodes["tuned threshold"] = [play(env, rule, TEST_SEED)]
-        episodes["Bayes filter"] = [play(env, self.tune_bayes(), TEST_SEED)]
-        for _, folder in sorted(agents.items()):
-            episodes.setdefault("agent", []).append(play(env, load_policy(folder, env.simulation), TEST_SEED))
-        episodes["planner (sees the truth)"] = [play(env, Planner(env.simulation), TEST_SEED)]
-        rng = np.random.default_rng(self.config.compute.seed)
-        rows = [self._row(name, played, rng) for name, played in episodes.items()]
-        differences, ablations = {}, {}
-        if agents:
-            mine = np.stack([played.returns for played in episodes["agent"]])
-            for name, played in episodes.items():
-                if name != "agent":
-                    differences[name] = difference_estimate(mine, played[0].returns, settings.bootstrap, settings.confidence, rng)
-            tell("playing the agents with noise for each sensor")
-            for sensor in ("families", *SIGNALS):
-                blind = self.blinded(sensor).env(settings.episodes)
-                noisy = np.stack([play(blind, load_policy(folder, blind.simulation), TEST_SEED).returns for _, folder in sorted(agents.items())])
-                ablations[sensor] = difference_estimate(mine, noisy, settings.bootstrap, settings.confidence, rng)
-        return Comparison(rows, differences, rule, episodes, ablations)
+        episodes = self.config.eval.episodes
+        tell("tuning the policies to compare with, on the agent's traces")
+        scripted = self.scripted()
+        sides = {}
+        for name in SIDES:
+            tell(f"playing {episodes} {name} episodes a policy")
+            sides[name] = self.on(name).side(scripted, agents)
+        if not agents:
+            return Contest(sides, (), *_told(scripted), {}, [], {})
+        first = next(iter(agents.values()))
+        tell("playing the agents with noise for each sensor, with devices shuffled, and the scripted exploits")
+        held_out = self.on("held out")
+        blinded = {sensor: held_out.blinded(sensor).play_agents(first) for sensor in ("families", *SIGNALS)}
+        env = held_out.env(episodes)
+        exploits = {name: play(env, policy, TEST_SEED) for name, policy in self.exploits().items()}
+        return Contest(sides, tuple(agents), *_told(scripted), blinded, held_out.play_agents(first, shuffled=True), exploits)
 
-    def _row(self, name: str, played: list[Episodes], rng: np.random.Generator) -> dict[str, Any]:
-        settings = self.config.eval
-        returns = np.stack([one.returns for one in played])  # (seeds, episodes)
-        estimate = mean_estimate(returns if len(returns) > 1 else returns[0], settings.bootstrap, settings.confidence, rng)
-        total = {key: np.concatenate([one.summary[key] for one in played]) for key in played[0].summary}
-        ends = np.bincount(np.concatenate([one.end for one in played]), minlength=4) / returns.size
-        hours = total["steps"].sum() * self.config.env.step_seconds / 3600.0
-        calm = total["attacked"] == 0
-        calm_days = total["steps"][calm].sum() * self.config.env.step_seconds / 86_400.0 * len(build_network(self.config.env.scenario).names)
-        orders = {order.name.lower(): total[order.name.lower()].sum() for order in list(Order)[1:]}
-        given = max(sum(orders.values()), 1.0)
-        return {
-            "policy": name,
-            "return": estimate.value,
-            "low": estimate.low,
-            "high": estimate.high,
-            "damage": float(total["damage"].mean()),
-            "service_loss": float(total["service"].mean()),
-            "healthy_service": float(total["healthy_service"].mean()),
-            "steps_to_contain": float(total["dwell"].sum() / max(total["compromises"].sum(), 1.0)),
-            "orders_per_hour": float(total["orders"].sum() / hours),
-            "false_downtime_hours_per_device_day": float(total["false_isolation"][calm].sum() * self.config.env.step_seconds / 3600.0 / calm_days)
-            if calm.any()
-            else 0.0,
-            "length": float(total["steps"].mean()),
-            **{f"end_{end}": float(ends[i]) for i, end in enumerate(("overrun", "evicted", "horizon"), start=1)},
-            **{f"share_{kind}": float(count / given) for kind, count in orders.items()},
-        }
+    def side(self, scripted: Mapping[str, Scripted], agents: Mapping[str, Mapping[int, Path]]) -> Side:
+        """All policies on this runner's world: what is scripted, then the agents, then the planner."""
+        count = self.config.eval.episodes
+        envs = {mode: self.env(count, mode=mode) for mode in sorted({"discrete", *(one.mode for one in scripted.values())})}
+        found = {name: [play(envs[one.mode], one(envs[one.mode].simulation), TEST_SEED)] for name, one in scripted.items() if name != PLANNER}
+        for name, group in agents.items():
+            found[name] = self.play_agents(group)
+        if PLANNER in scripted:
+            found[PLANNER] = [play(envs["discrete"], scripted[PLANNER](envs["discrete"].simulation), TEST_SEED)]
+        # Who comes, and when, is drawn at the reset: it is the same whoever defends.
+        envs["discrete"].reset(seed=TEST_SEED)
+        sites = envs["discrete"].simulation.sites
+        start = sites["start"].copy()
+        profiles = np.array(cast(self.config.attackers, self.config.env.attackers))
+        return Side(found, np.where(start >= 0, profiles[sites["profile"]], ""), start)
+
+    def play_agents(self, agents: Mapping[int, Path], shuffled: bool = False) -> list[Episodes]:
+        """The trained agents of a group, in the order of their seeds."""
+        env, found = self.env(self.config.eval.episodes), []
+        for _, folder in sorted(agents.items()):
+            policy: Policy = load_policy(folder, env.simulation)
+            found.append(play(env, self.shuffled(policy, env.simulation) if shuffled else policy, TEST_SEED))
+        return found
 
     def record(self, policy: Callable[[Simulation], Policy], seed: int, path: Path) -> Recording:
         """Play one episode, and keep it at `path` with the truth beside what was ordered."""
@@ -188,3 +263,20 @@ class BenchmarkRunner:
             observation, _, terminated, truncated, _ = kept.step(int(action[0]))
             over = terminated or truncated
         return read_recording(path)
+
+    @property
+    def _layout(self) -> Layout:
+        return Layout(len(self._devices), len(self.config.env.features), len(self.bank.sensor_names), self.config.env.history)
+
+    @property
+    def _devices(self) -> tuple[str, ...]:
+        return build_network(self.config.env.scenario).names
+
+
+def _mode(policy: Policy) -> str:
+    """`env.action_mode` that a policy's actions are of."""
+    return "joint" if isinstance(policy, Constant) and policy.devices else "discrete"
+
+
+def _told(scripted: Mapping[str, Scripted]) -> tuple[dict[str, str], dict[str, float]]:
+    return {name: one.words for name, one in scripted.items()}, {name: one.validation for name, one in scripted.items()}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import gymnasium
@@ -29,7 +28,6 @@ from benchmarks.common import Gate, launch, parser, write_result
 from envs import IoTVectorEnv
 from envs.dynamics import Order
 from envs.scenarios import SCENARIOS
-from envs.world import Layout
 from src.config import Config, load_config
 from src.data.bank import TraceBank
 from src.evaluation.rollout import Episodes, Policy, play
@@ -144,22 +142,6 @@ def worth_solving(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tuple
     return gates, [row(name, episodes) for name, episodes in sorted(played.items(), key=lambda item: item[1].mean)], threshold
 
 
-@dataclass(frozen=True)
-class Shuffled:
-    """A policy that sees each device's telemetry under another device's name, another draw each step; what it knows by itself stays."""
-
-    policy: Policy
-    layout: Layout
-    rng: np.random.Generator
-
-    def predict(self, observation: NDArray[np.float32], state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, Any]:
-        """As the policy, on shuffled devices."""
-        mixed = self.rng.permuted(np.tile(np.arange(self.layout.devices), (len(observation), 1)), axis=1)
-        parts = self.layout.split(observation)
-        moved = {name: np.take_along_axis(part, mixed[:, :, None], axis=1) for name, part in parts.items() if name in ("features", "sensors", "past", "trend")}
-        return self.policy.predict(self.layout.join({**parts, **moved}), state, episode_start, deterministic)
-
-
 def sensors_matter(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tuple[Gates, Rows]:
     """Gate 3: noise in a sensor, or shuffled observations, lower the return of the policies that read it."""
     config = runner.config
@@ -170,7 +152,7 @@ def sensors_matter(runner: BenchmarkRunner, rules: Mapping[str, Policy]) -> tupl
     for name, rule in rules.items():
         intact = play(env, rule, GATE_SEED)
         rows.append({**row(name, intact), "rule": str(rule)})
-        controls = {"observations shuffled": play(env, Shuffled(rule, env.simulation.layout, rng), GATE_SEED)}
+        controls = {"observations shuffled": play(env, runner.shuffled(rule, env.simulation), GATE_SEED)}
         read = (rule.signal,) if isinstance(rule, Threshold) else ("families", "risk", "uncertainty", "anomaly")
         for sensor in read:
             blind = runner.blinded(sensor)

@@ -212,7 +212,7 @@ def sensor_speed() -> str:
     return _table(list(columns), [["yes" if row[key] is True else "no" if row[key] is False else row[key] for key in columns] for row in rows])
 
 
-PROTOCOL = ("scenario", "split", "episodes", "first_seed", "tuning_episodes", "first_tuning_seed", "settings")
+RULES = ("scenario", "split", "episodes", "first_seed", "tuning_episodes", "first_tuning_seed", "settings")
 
 
 def leaderboard(folder: Path = RESULTS / "leaderboard") -> str:
@@ -231,10 +231,10 @@ def leaderboard(folder: Path = RESULTS / "leaderboard") -> str:
         for entry in group:
             if names.count(entry["name"]) > 1:
                 raise UserError(f"two entries of the leaderboard are called '{entry['name']}'")
-            other = next((key for key in PROTOCOL if entry["protocol"][key] != first["protocol"][key]), None)
+            other = next((key for key in RULES if entry["rules"][key] != first["rules"][key]), None)
             if other is not None:
                 raise UserError(f"'{entry['name']}' and '{first['name']}' were not played by the same {other}: submit the older one again")
-        where = f"{first['bank']['source']} traffic, {first['bank']['site']}, bank `{digest}`, rules `{first['protocol']['settings']}`"
+        where = f"{first['bank']['source']} traffic, {first['bank']['site']}, bank `{digest}`, rules `{first['rules']['settings']}`"
         parts.append(f"### {where[0].upper()}{where[1:]}\n\n{_ranking(group)}")
     return "\n\n".join(parts) if parts else "No entry yet."
 
@@ -250,12 +250,12 @@ def _ranking(group: list[dict[str, Any]]) -> str:
     head = ["policy", "H", "95 % interval", "return, held-out attackers", "95 % interval", "IQM", "return, seen attackers", "damage", "orders an hour", "what"]
     rows = [
         [
-            f"**{row['policy']}**" if entry else row["policy"], row["score"], _ends(row, "score_"), row["return"], _ends(row), row["iqm"],
+            f"**{row['policy']}**" if entry else row["policy"], row["H"], _ends(row, "H_"), row["return"], _ends(row), row["iqm"],
             seen[row["policy"]]["return"], row["damage"], row["orders_per_hour"], what,
         ]
         for row, what, entry in lines
     ]  # fmt: skip
-    return f"0 of H is the {lines[0][0]['zero_of_score']}.\n\n{_table(head, rows)}"
+    return f"0 of H is the {group[0]['heuristic']}.\n\n{_table(head, rows)}"
 
 
 def _ends(row: dict[str, Any], prefix: str = "") -> str:

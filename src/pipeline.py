@@ -20,11 +20,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from agents.benchmark import TEST_SEED, BenchmarkRunner, Comparison
+from agents.benchmark import TEST_SEED, BenchmarkRunner
 from agents.training import RLTrainer, identity, load_policy
 from envs.attackers import check_techniques
 from envs.recording import write_html, write_png
-from envs.scenarios import load_scenario
+from envs.scenarios import build_network, load_scenario
 from src.artifacts import content_digest, write_text
 from src.config import Config, describe, nearest
 from src.data.bank import TraceBank
@@ -32,8 +32,10 @@ from src.data.dataset import Dataset, load_dataset
 from src.data.site import with_benign_site
 from src.data.windows import gather, window_starts
 from src.errors import UserError
-from src.evaluation.figures import comparison_figure, learning_figure
+from src.evaluation.analysis import CONSTANT, SHUFFLED, BenchmarkAnalyzer
+from src.evaluation.figures import attacker_figure, comparison_figure, learning_figure, profile_figure, safety_figure
 from src.evaluation.report import write_report
+from src.evaluation.rollout import PLANNER, SIDES
 from src.evaluation.statistics import Estimate
 from src.evaluation.tables import Gate, print_table, result, save_result
 from src.models.predictor_interface import EnhancedAttackPredictor
@@ -44,10 +46,13 @@ from src.training.lstm_trainer import LSTMTrainer
 from src.training.sensors import build_bank
 
 POLICY_COLUMNS = {
-    "policy": "policy", "return": "return", "interval": "95 % interval", "damage": "damage", "healthy_service": "healthy",
-    "orders_per_hour": "orders/h", "false_downtime_hours_per_device_day": "false h/day", "length": "steps",
+    "policy": "policy", "return": "return", "interval": "95 % interval", "held_out": "never met", "damage": "damage", "healthy_service": "healthy",
+    "orders_per_hour": "orders/h", "false_downtime_hours_per_device_day": "false h/day", "rule": "rule",
 }  # fmt: skip
+"""`never met`: mean return against attackers that training never met."""
 """`healthy`: share of criticality x time both uncompromised and in service; `false h/day`: hours that a device is cut off in a day without attack."""
+AGENT = "agent"
+"""What the trained agents are called among the policies, whatever the algorithm, so that runs compare."""
 FAMILY_COLUMNS = {"family": "family", "macro_f1": "F1"}
 DETECTION_COLUMNS = {"family": "family", "windows": "windows", "auroc": "AUROC", "alarms_01": "alarms at 1 %", "alarms_05": "alarms at 5 %"}
 
@@ -61,9 +66,9 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _short(policy: str) -> str:
-    """`best constant: BLOCK all` -> `best_constant`, the same from run to run."""
-    return policy.split(":")[0].split(" (")[0].replace(" ", "_")
+def _short(name: str) -> str:
+    """A policy's or a side's name, as metrics are called by it."""
+    return name.replace(" ", "_").replace("-", "_") if name in SIDES else name.replace(" ", "_")
 
 
 def _lines(heading: str, estimates: Mapping[str, Estimate]) -> list[dict[str, Any]]:
@@ -274,7 +279,8 @@ class Run:
         agents = {seed: trainer.target(seed) for seed in self.seeds()}
         runner = BenchmarkRunner(self.config, bank, sensor=self.live_sensor())
         with self.tracker.nested("evaluation", {"phase": "eval", "scenario": self.config.env.scenario, "split": "test", "sensors": bank.sensor}) as log:
-            found = runner.run(agents, self.say)
+            contest = runner.run({AGENT: agents}, self.say)
+            found = BenchmarkAnalyzer(self.config, contest, len(build_network(self.config.env.scenario).names))
             self._log(found, log)
             best = runner.champion(agents)
             self._draw(found, runner, best, log)
@@ -288,21 +294,29 @@ class Run:
         self.train_agents()
         self.evaluate()
 
-    def _log(self, found: Comparison, log: Tracker) -> None:
-        for row in found.rows:
-            name = _short(row["policy"])
-            named = {"return": "reward_mean", "length": "length_mean"}
-            log.log_metrics({f"eval/{name}/{named.get(key, key)}": value for key, value in row.items() if key != "policy"})
-        log.log_table(found.rows, "evaluation.json")
+    def _log(self, found: BenchmarkAnalyzer, log: Tracker) -> None:
+        named = {"return": "reward_mean", "length": "length_mean"}
+        for side, rows in found.policies.items():
+            place = "eval" if side == "seen" else f"eval_{_short(side)}"
+            for row in rows:
+                numbers = {named.get(key, key): value for key, value in row.items() if isinstance(value, float)}
+                log.log_metrics({f"{place}/{_short(row['policy'])}/{key}": value for key, value in numbers.items()})
+            log.log_table(rows, f"{place.replace('eval', 'evaluation')}.json")
         # The parent carries the headline figures, so that two invocations compare without opening their nested runs.
-        self.tracker.log_metrics({f"return/{_short(row['policy'])}": row["return"] for row in found.rows})
+        self.tracker.log_metrics({f"return/{_short(row['policy'])}": row["return"] for row in found.policies["seen"]})
+        self.tracker.log_metrics({f"score/H{'' if row['side'] == 'seen' else '_held_out'}": row["H"] for row in found.scores})
 
-    def _draw(self, found: Comparison, runner: BenchmarkRunner, agent: Path, log: Tracker) -> None:
-        self.keep(comparison_figure(found.rows, self.source), "comparison", log)
+    def _draw(self, found: BenchmarkAnalyzer, runner: BenchmarkRunner, agent: Path, log: Tracker) -> None:
+        heuristic = found.contest.heuristic
+        shown = list(dict.fromkeys([CONSTANT, heuristic, AGENT, PLANNER]))
+        self.keep(comparison_figure(found.policies, AGENT, self.source), "comparison", log)
+        self.keep(profile_figure(found.profile("held out", shown), AGENT, self.source), "profile", log)
+        self.keep(attacker_figure(found.attackers, shown, AGENT, self.source), "attackers", log)
+        self.keep(safety_figure(found.policies["attack-free"], AGENT, self.source), "safety", log)
         if self.curves:
-            levels = {name: played[0].mean for name, played in found.episodes.items() if name == "tuned threshold" or name.startswith("best constant")}
+            levels = {row["policy"]: row["return"] for row in found.policies["seen"] if row["policy"] in (CONSTANT, heuristic, PLANNER)}
             self.keep(learning_figure(self.curves, levels, self.source), "learning", log)
-        attacked = np.flatnonzero(found.episodes["no-op"][0].summary["attacked"])
+        attacked = np.flatnonzero(found.contest.sides["seen"].start >= 0)
         seed = TEST_SEED + int(attacked[0]) if len(attacked) else TEST_SEED
         recording = runner.record(lambda simulation: load_policy(agent, simulation), seed, self.folder / "episode.jsonl")
         self.figures["episode"] = self.folder / "figures" / "episode.png"
@@ -317,24 +331,22 @@ class Run:
         actions, _ = load_policy(agent, env.simulation).predict(observation, deterministic=True)
         log.log_model("defence-agent", agent, "agents.serving", observation, actions)
 
-    def _finish(self, found: Comparison, log: Tracker) -> None:
+    def _finish(self, found: BenchmarkAnalyzer, log: Tracker) -> None:
         title = f"{self.config.eval.episodes} held-out episodes of '{self.config.env.scenario}', {self.source} traffic: mean return with 95 % interval"
-        rows = [{**row, "interval": f"[{row['low']:.1f}, {row['high']:.1f}]"} for row in found.rows]
+        away = {row["policy"]: row["return"] for row in found.policies["held out"]}
+        rows = [{**row, "interval": f"[{row['low']:.1f}, {row['high']:.1f}]", "held_out": away[row["policy"]]} for row in found.policies["seen"]]
         print_table(title, rows, POLICY_COLUMNS, self.console)
-        self.say(f"tuned threshold: {found.threshold}")
-        shown = {"value": "mean", "low": "low", "high": "high"}
-        print_table("agent minus policy, paired by episode", _lines("policy", found.differences), {"policy": "policy", **shown}, self.console)
-        print_table("return that the agent loses by noise in a sensor", _lines("sensor", found.ablations), {"sensor": "sensor", **shown}, self.console)
-        level = {_short(row["policy"]): row["return"] for row in found.rows}
-        if level["planner"] > level["best_constant"]:
-            place = (level["agent"] - level["best_constant"]) / (level["planner"] - level["best_constant"])
-            self.say(f"place of the agent between best constant (0) and planner (1): {place:.3f}")
+        seen, held_out = found.scores
+        score = f"score of the agent between the best heuristic ({found.contest.heuristic}, 0) and the planner (1)"
+        self.say(f"{score}, attackers never met: {_interval(held_out, 'H')}; attackers of training: {_interval(seen, 'H')}")
+        gates = {**self._gates(found), **found.gates()}
+        unmet = [key for key, gate in gates.items() if not gate.met]
+        self.say(f"gates met: {len(gates) - len(unmet)} of {len(gates)}" + (f"; not met: {', '.join(unmet)}" if unmet else ""))
         seconds = time.perf_counter() - self.started
-        results = result(
-            "main_job", "real" if self.source == "real" else "synthetic", seconds, self.config.compute.threads, self._gates(found), self._tables(found)
-        )
+        data = "real" if self.source == "real" else "synthetic"
+        results = result("main_job", data, seconds, self.config.compute.threads, gates, self._tables(found))
         save_result(self.folder / "results.json", results)
-        report = write_report(self.folder / "report.html", f"IoT defence, {self.source} traffic", results, list(self.figures.values()))
+        report = write_report(self.folder / "report.html", f"IoT defence, {self.source} traffic", results, self.figures)
         log.log_artifact(self.folder / "results.json")
         log.log_artifact(report)
         self.say(f"results  {self.folder / 'results.json'}")
@@ -342,27 +354,38 @@ class Run:
         self.say(f"replay   {self.folder / 'episode.html'}  (one held-out episode under the agent, step by step)")
         self.say(f"figures  {self.folder / 'figures'}")
 
-    def _gates(self, found: Comparison) -> dict[str, Gate]:
-        against = {"main.best_constant": "best constant", "main.noop": "no-op", "main.random": "random"}
+    def _gates(self, found: BenchmarkAnalyzer) -> dict[str, Gate]:
         gates = {}
-        for key, start in against.items():
-            name = next(name for name in found.differences if name.startswith(start))
-            difference = found.differences[name]
-            gates[key] = Gate(
-                f"mean return on held-out traces: agent minus {name}", difference.value, 0.0, ">", difference.low, difference.high, by_interval=True
-            )
+        for key, name in {"main.best_constant": CONSTANT, "main.noop": "no-op", "main.random": "random"}.items():
+            ahead = found.difference("seen", AGENT, name)
+            what = f"mean return on held-out traces: agent minus {name}"
+            gates[key] = Gate(what, ahead.value, 0.0, ">", ahead.low, ahead.high, by_interval=True)
         return gates
 
-    def _tables(self, found: Comparison) -> dict[str, Any]:
+    def _tables(self, found: BenchmarkAnalyzer) -> dict[str, Any]:
         metrics: Mapping[str, Any] = self._meta()["metrics"]
+        shown = list(dict.fromkeys([CONSTANT, found.contest.heuristic, AGENT, PLANNER]))
         return {
-            "policies": found.rows,
-            "agent minus policy": _lines("policy", found.differences),
-            "agent's loss by noise in a sensor": _lines("sensor", found.ablations),
+            "policies": found.policies["seen"],
+            "policies, held out": found.policies["held out"],
+            "policies, attack-free": found.policies["attack-free"],
+            "scores": found.scores,
+            "by attacker": found.attackers,
+            "agent minus policy": _lines("policy", found.differences("seen")),
+            "agent minus policy, held out": _lines("policy", found.differences("held out")),
+            "agent's loss by noise in a sensor": _lines("sensor", {name: one for name, one in found.ablations.items() if name != SHUFFLED}),
+            "agent's loss by shuffled observations": _lines("control", {SHUFFLED: found.ablations[SHUFFLED]}),
+            "exploits": [{"script": name, "return": played.mean} for name, played in found.contest.exploits.items()],
+            "performance profile": found.profile("held out", shown),
             "predictor": metrics,
-            "threshold": str(found.threshold),
+            "heuristic": found.contest.heuristic,
+            "validation": [{"policy": name, "return": value} for name, value in found.contest.validation.items()],
             "agents": {"seeds": list(self.seeds())},
         }
+
+
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    return str(Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]))
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     # The body of the command line: joins all rooms, and only main.py (and benchmarks) may import it.
     "src.pipeline": BASE | {"src.data", "src.predictor", "src.models", "src.training", "src.evaluation", "src.tracking", "envs", "agents"},
     # One policy, or a submission, in the pipeline's world; only main.py (and benchmarks) may import it.
-    "src.scoring": BASE | {"src.pipeline", "src.data", "src.evaluation", "envs", "agents"},
+    "src.scoring": BASE | {"src.pipeline", "src.data", "src.evaluation", "src.tracking", "envs", "agents"},
     "main": BASE | {"src.pipeline", "src.scoring"},
 }
 

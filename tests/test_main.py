@@ -86,11 +86,14 @@ def test_everything_is_written(whole_run: Path) -> None:
         "episode.html",
         "figures",
     }
-    assert {path.name for path in (folder / "figures").iterdir()} == {"comparison.png", "learning.png", "episode.png"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        f"{name}.png" for name in ("comparison", "learning", "episode", "profile", "attackers", "safety")
+    }
     results = json.loads((folder / "results.json").read_text())
     assert results["data"] == "synthetic"
     assert {"name", "command", "commit", "data", "seconds", "machine", "gates", "tables"} == set(results)
-    assert [row["policy"].split(":")[0] for row in results["tables"]["policies"]][-1] == "planner (sees the truth)"
+    assert [row["policy"] for row in results["tables"]["policies"]][-2:] == ["agent", "planner"]
+    assert {"main.noop", "G5.score", "G5.drop", "G5.noise.risk", "G5.shuffled", "G5.exploits"} <= set(results["gates"])
     assert "synthetic profile" in (folder / "report.html").read_text()
     (sensor,), (networks,), (autoencoder,) = ((whole_run / room).iterdir() for room in ("sensors", "networks", "autoencoders"))
     for kind, place in (("lstm-predictor", sensor / "predictor"), ("trace-bank", sensor / "bank"), ("lstm-predictor", networks), ("lstm-sae", autoencoder)):
@@ -117,7 +120,7 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
     assert {"predictor", "autoencoder", "sensor", "ppo seed 0", "ppo seed 1", "evaluation"} <= set(named)
     assert parents[0].data.params["rl.n_envs"] == "16"
     assert parents[0].data.tags["data_source"] == "synthetic profile"
-    assert {"return/agent", "return/best_constant", "return/planner", "predictor/macro_f1"} <= set(parents[0].data.metrics)
+    assert {"return/agent", "return/best_constant", "return/planner", "score/H", "score/H_held_out", "predictor/macro_f1"} <= set(parents[0].data.metrics)
     for run in runs:  # whichever is filtered, grouped or compared by
         assert {"phase", "algorithm", "scenario", "split", "sensors", "seed", "data_source"} <= set(run.data.tags), run.info.run_name
     assert {run.data.tags["phase"] for run in runs} == {"all", "lstm", "sae", "sensor", "rl", "eval"}
@@ -129,10 +132,11 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
     last = [data.metrics["rollout/reward_mean"] for data in seeds]
     assert (curve[-1].step, curve[-1].value) == (2048, pytest.approx(sum(last) / 2))
     metrics = named["evaluation"].data.metrics
-    for policy in ("agent", "no-op", "planner", "tuned_threshold"):
+    for policy in ("agent", "no-op", "planner", "threshold_on_risk"):
         for measure in ("reward_mean", "length_mean", "share_restore", "end_overrun", "end_evicted", "end_horizon"):
             assert f"eval/{policy}/{measure}" in metrics
     assert metrics["eval/agent/reward_mean"] <= 0
+    assert {"eval_held_out/agent/iqm_low", "eval_attack_free/playbook/false_isolations_per_device_day"} <= set(metrics)
     learned = client.get_metric_history(named["ppo seed 1"].info.run_id, "rollout/reward_mean")
     assert learned[-1].step == 2048
     for model in ("attack-predictor", "defence-agent"):
@@ -236,49 +240,43 @@ def test_one_policy_is_scored_on_another_scenario_without_training(whole_run: Pa
     assert played["ppo seed 1"]["ppo seed 1"]["return"] <= played["ppo seed 1"]["planner"]["return"]
 
 
-def test_a_submission_gets_its_entry_and_the_same_again(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.scoring.EPISODES", 20)
-    monkeypatch.setattr("src.scoring.TUNING", 10)
+def test_a_submission_gets_its_entry_which_the_leaderboard_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.scoring.RULES", {"eval.episodes": 20, "eval.tuning_episodes": 10, "eval.bootstrap": 100})
     monkeypatch.setattr("src.scoring.SCRIPTED", ("no-op", "threshold on risk", "planner"))
-    monkeypatch.setattr("src.scoring.HEURISTICS", ("threshold on risk",))
     given = ["--phase", "eval", "--submit", "examples/submission.py:Watchful", "--set", f"compute.artifacts={tmp_path / 'artifacts'}"]
-    entries = []
-    for tuned in (True, False):
-        assert command_line.main(given) == 0
-        shown = capsys.readouterr().out
-        assert ("tuning" in shown) == tuned  # kept for the second
-        place = Path(re.findall(r"results +(\S+watchful-example.json)", shown)[0])
-        entries.append(json.loads(place.read_text()))
-        assert entries[0]["tables"] == entries[-1]["tables"]
-    entry = entries[0]
+    assert command_line.main(given) == 0
+    shown = capsys.readouterr().out
+    (place,) = tmp_path.glob("artifacts/runs/*/leaderboard/watchful-example.json")
+    assert place.name in shown
+    entry = json.loads(place.read_text())
     held_out = {row["policy"]: row for row in entry["tables"]["held out"]}
-    assert (held_out["threshold on risk"]["score"], held_out["planner"]["score"]) == (0.0, 1.0)
+    assert (held_out["threshold on risk"]["H"], held_out["planner"]["H"]) == (0.0, 1.0)
     mine = held_out["watchful example"]
-    assert mine["score_low"] <= mine["score"] <= mine["score_high"] < 1
+    assert mine["H_low"] <= mine["H"] <= mine["H_high"] < 1
     assert {"iqm", "iqm_low", "iqm_high", "return", "low", "high"} <= set(mine)
-    assert (entry["name"], entry["data"], entry["protocol"]["episodes"], entry["protocol"]["first_seed"]) == ("watchful example", "synthetic", 20, 1_000_000)
+    assert (entry["name"], entry["data"], entry["rules"]["episodes"], entry["rules"]["first_seed"]) == ("watchful example", "synthetic", 20, 1_000_000)
     assert len(entry["code"]) == 64
-    assert logged(tmp_path / "artifacts", "submission watchful example").data.metrics["eval/policy/score"] == pytest.approx(mine["score"], rel=1e-4)
+    assert logged(tmp_path / "artifacts", "submission watchful example").data.metrics["eval/policy/H"] == pytest.approx(mine["H"], rel=1e-4)
 
     folder = tmp_path / "entries"
     folder.mkdir()
     (folder / "a.json").write_text(json.dumps(entry))
-    (folder / "b.json").write_text(json.dumps(renamed(entry, "second", score=mine["return"] + 1)))
+    (folder / "b.json").write_text(json.dumps(renamed(entry, "second", level=mine["return"] + 1)))
     shown = leaderboard(folder)
     assert shown.index("**second**") < shown.index("**watchful example**") < shown.index("| no-op")
     assert shown.count("| planner") == 1
     (folder / "c.json").write_text(json.dumps({**renamed(entry, "third"), "bank": {**entry["bank"], "digest": "other"}}))
     assert leaderboard(folder).count("| planner") == 2  # another bank has a table of its own
-    (folder / "d.json").write_text(json.dumps({**renamed(entry, "fourth"), "protocol": {**entry["protocol"], "episodes": 10}}))
+    (folder / "d.json").write_text(json.dumps({**renamed(entry, "fourth"), "rules": {**entry["rules"], "episodes": 10}}))
     with pytest.raises(ValueError, match="not played by the same episodes"):
         leaderboard(folder)
 
 
-def renamed(entry: dict[str, Any], name: str, score: float | None = None) -> dict[str, Any]:
+def renamed(entry: dict[str, Any], name: str, level: float | None = None) -> dict[str, Any]:
     """The same entry under another name, and with another return where one is given."""
 
     def row(one: dict[str, Any]) -> dict[str, Any]:
-        return one if one["policy"] != entry["name"] else {**one, "policy": name, "return": one["return"] if score is None else score}
+        return one if one["policy"] != entry["name"] else {**one, "policy": name, "return": one["return"] if level is None else level}
 
     return {**entry, "name": name, "tables": {side: [row(one) for one in rows] for side, rows in entry["tables"].items()}}
 

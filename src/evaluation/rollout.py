@@ -8,6 +8,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+PLANNER = "planner"
+"""The policy that sees the truth."""
+
+SIDES = ("seen", "held out", "attack-free")
+"""Sides of an evaluation, all on held-out traces: attackers of training, attackers never met, nobody."""
+
 
 class Policy(Protocol):
     """Anything with Stable-Baselines3's `predict`; observations and actions are batched."""
@@ -46,6 +52,47 @@ class Episodes:
     def mean(self) -> float:
         """Mean return."""
         return float(self.returns.mean())
+
+
+@dataclass(frozen=True)
+class Side:
+    """The same N episodes under every policy."""
+
+    episodes: dict[str, list[Episodes]]
+    """By policy; a list entry a training seed, one where nothing was trained."""
+    attacker: NDArray[np.str_]
+    """(N,) who was drawn to attack; empty in an attack-free episode."""
+    start: NDArray[np.int64]
+    """(N,) step of the attack's beginning, -1 in an attack-free episode."""
+
+    def returns(self, policy: str) -> NDArray[np.float64]:
+        """(runs, N)"""
+        return np.stack([run.returns for run in self.episodes[policy]])
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What was played, before anything is made of it."""
+
+    sides: dict[str, Side]
+    """`seen`, `held out` and `attack-free`; each holds the same policies, in the same order."""
+    agents: tuple[str, ...]
+    """Names of the trained ones among the policies; gates are about the first."""
+    words: dict[str, str]
+    """By policy compared with: what tuning chose."""
+    validation: dict[str, float]
+    """By policy compared with: mean return on the traces on which it was tuned."""
+    blinded: dict[str, list[Episodes]]
+    """By sensor: the first group of agents on the `held out` side with noise for its readings, an entry a training seed."""
+    shuffled: list[Episodes]
+    """The same agents and side, the devices' telemetry under one another's names."""
+    exploits: dict[str, Episodes]
+    """By script that reads no sensor, on the `held out` side."""
+
+    @property
+    def heuristic(self) -> str:
+        """Of the policies that an operator could deploy without learning, the best on the traces of tuning; the same on every side."""
+        return max((name for name in self.validation if name != PLANNER), key=lambda name: self.validation[name])
 
 
 def play(env: BatchEnv, policy: Policy, seed: int) -> Episodes:

@@ -55,11 +55,17 @@ class Gate:
     by_interval: InitVar[bool] = False
     """Whether the unfavourable end of the interval must meet the target too (a difference whose interval excludes 0)."""
 
-    def __post_init__(self, by_interval: bool) -> None:
+    beyond: InitVar[float | None] = None
+    """A milder value than `target` that the unfavourable end must clear (a score whose interval lies above 0, whatever is asked of the value)."""
+
+    def __post_init__(self, by_interval: bool, beyond: float | None) -> None:
         """Decide."""
         holds = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}[self.op]
-        bound = (self.low if self.op in (">=", ">") else self.high) if by_interval else None
-        object.__setattr__(self, "met", bool(holds(self.value, self.target) and (bound is None or holds(bound, self.target))))
+        strictly, bound = (operator.gt, self.low) if self.op in (">=", ">") else (operator.lt, self.high)
+        met = holds(self.value, self.target)
+        if bound is not None:
+            met = met and (not by_interval or holds(bound, self.target)) and (beyond is None or strictly(bound, beyond))
+        object.__setattr__(self, "met", bool(met))
 
 
 def result(name: str, data: str, seconds: float, threads: int, gates: Mapping[str, Gate], tables: Mapping[str, Any]) -> dict[str, Any]:
