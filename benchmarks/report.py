@@ -241,7 +241,9 @@ def leaderboard(folder: Path = RESULTS / "leaderboard") -> str:
 
 def _ranking(group: list[dict[str, Any]]) -> str:
     """Entries with the scripted policies that the first of them was played beside."""
-    lines = [(row, row["rule"], None) for row in group[0]["tables"]["held out"] if row["policy"] != group[0]["name"]]
+    lines: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
+        (row, row["rule"], None) for row in group[0]["tables"]["held out"] if row["policy"] != group[0]["name"]
+    ]
     for entry in group:
         (row,) = [row for row in entry["tables"]["held out"] if row["policy"] == entry["name"]]
         lines.append((row, f"`{entry['submitted']}`, commit `{entry['commit'][:10]}`", entry))

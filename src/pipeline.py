@@ -131,11 +131,12 @@ class Run:
         self.console.print(text, highlight=False)
 
     def keep(self, figure: Figure, name: str, log: Tracker) -> None:
-        """Store a figure in the run's folder and in MLflow."""
+        """Store a figure in the run's folder and in MLflow, with the nested run `log` and with the parent."""
         path = self.folder / "figures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
-        log.log_figure(figure, f"figures/{name}.png")
+        for place in (log, self.tracker):  # MLflow shows figures of two runs side by side, and people compare parents
+            place.log_figure(figure, f"figures/{name}.png")
         self.figures[name] = path
 
     def train_networks(self, join: bool = True) -> None:
@@ -157,7 +158,6 @@ class Run:
                 title = f"anomaly score on held-out {self.source} windows, each family against benign: alarms at 1 % and 5 % of calibration windows"
                 print_table(title, trained.rows, DETECTION_COLUMNS, self.console)
                 log.log_artifact(self.autoencoder, "autoencoder")
-                self.tracker.log_metrics({f"autoencoder/{key}": trained.metrics[key] for key in ("auroc", "benign_alarms_05") if key in trained.metrics})
         if join:
             self._join()
 
@@ -192,8 +192,8 @@ class Run:
             example = self._windows(8)
             log.log_model("attack-predictor", target, "src.models.predictor_interface", example, joined.sensor.read(example).table())
             log.log_metrics({f"eval/{key}": joined.metrics[key] for key in ("accuracy", "macro_f1")})
-            self.tracker.log_metrics({f"predictor/{key}": joined.metrics[key] for key in ("accuracy", "macro_f1")})
         self._build_bank()
+        self._log_sensor()
         self._print_sensor()
 
     def _windows(self, count: int) -> np.ndarray:
@@ -229,7 +229,15 @@ class Run:
             self._join()
         elif not self._read():
             self._build_bank()
+        self._log_sensor()
         return TraceBank.load(self.bank_folder)
+
+    def _log_sensor(self) -> None:
+        """The sensor's scores on the parent run, whether it was trained in this invocation or is reused: two invocations compare in any case."""
+        autoencoder = json.loads((self.autoencoder / "meta.json").read_text(encoding="utf-8"))["metrics"]
+        found = {f"predictor/{key}": self._meta()["metrics"][key] for key in ("accuracy", "macro_f1")}
+        found |= {f"autoencoder/{key}": autoencoder[key] for key in ("auroc", "benign_alarms_05") if key in autoencoder}
+        self.tracker.log_metrics(found)
 
     def live_sensor(self) -> EnhancedAttackPredictor | None:
         """The predictor, where the environment runs it in the loop."""
@@ -410,10 +418,11 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     former = _former(folder) if resume else None
     tags = {
         "phase": phase, "split": PHASE_SPLIT[phase], "algorithm": config.rl.algorithm, "scenario": config.env.scenario, "attackers": config.env.attackers,
-        "sensors": SENSOR, "data_source": data.source, "data_hash": data.data_hash, "site": traces.site,
+        "run": name, "sensors": SENSOR, "data_source": data.source, "data_hash": data.data_hash, "site": traces.site,
     }  # fmt: skip
     write_text(folder / "config.yml", describe(config))
-    with tracking(config, name, tags, former) as tracker:
+    shown = f"{phase} {Path(config.env.scenario).stem} {config.rl.algorithm} seed {config.compute.seed}"
+    with tracking(config, shown, tags, former) as tracker:
         write_text(folder / "run.json", json.dumps({"mlflow_run": tracker.run_id, "phase": phase}) + "\n")
         console.print(f"run [bold]{name}[/bold]  data: {data.source} ({sum(len(rows.label) for rows in data.splits.values()):,} rows)", highlight=False)
         if traces is not data:

@@ -230,7 +230,7 @@ def test_one_policy_is_scored_on_another_scenario_without_training(whole_run: Pa
         found = json.loads((folder / "results.json").read_text())
         played[label] = {row["policy"]: row for row in found["tables"]["policies"]}
         assert set(played[label]) == {"no-op", "threshold on risk", "planner", label}
-        assert (found["tables"]["scenario"], found["tables"]["attackers"]) == (scenario, attackers)
+        assert (found["scenario"], found["attackers"]) == (scenario, attackers)
         run = logged(artifacts, f"evaluation of {label}")
         assert run.data.metrics["eval/policy/reward_mean"] == pytest.approx(played[label][label]["return"], rel=1e-5)
         assert [run.data.tags[tag] for tag in ("phase", "split", "scenario", "attackers", "policy")] == ["eval", "test", scenario, attackers, label]
