@@ -27,12 +27,15 @@ from envs.recording import write_html, write_png
 from envs.scenarios import build_network, load_scenario
 from src.artifacts import content_digest, write_text
 from src.config import Config, describe, nearest
-from src.data.bank import TraceBank
+from src.data.bank import SPLITS, TraceBank
 from src.data.dataset import Dataset, load_dataset
 from src.data.site import with_benign_site
+from src.data.taxonomy import FAMILIES
 from src.data.windows import gather, window_starts
 from src.errors import UserError
 from src.evaluation.analysis import CONSTANT, SHUFFLED, BenchmarkAnalyzer
+from src.evaluation.detection import reliability
+from src.evaluation.detection_figures import confusion_figure, reliability_figure
 from src.evaluation.figures import attacker_figure, comparison_figure, learning_figure, profile_figure, safety_figure
 from src.evaluation.report import write_report
 from src.evaluation.rollout import PLANNER, SIDES
@@ -324,6 +327,7 @@ class Run:
         if self.curves:
             levels = {row["policy"]: row["return"] for row in found.policies["seen"] if row["policy"] in (CONSTANT, heuristic, PLANNER)}
             self.keep(learning_figure(self.curves, levels, self.source), "learning", log)
+        self._draw_sensor(runner.bank, log)
         attacked = np.flatnonzero(found.contest.sides["seen"].start >= 0)
         seed = TEST_SEED + int(attacked[0]) if len(attacked) else TEST_SEED
         recording = runner.record(lambda simulation: load_policy(agent, simulation), seed, self.folder / "episode.jsonl")
@@ -332,6 +336,15 @@ class Run:
         write_html(recording, self.folder / "episode.html")
         log.log_artifact(self.figures["episode"], "figures")
         log.log_artifact(self.folder / "episode.html")
+
+    def _draw_sensor(self, bank: TraceBank, log: Tracker) -> None:
+        """What the sensor says of the windows that are played, family by family: the bank holds it beside each."""
+        held_out = bank.split == SPLITS.index("test")
+        truth = np.array([FAMILIES.index(name) for name in bank.class_families])[bank.label[held_out]]
+        columns = [bank.sensor_names.index(f"probability:{name}") for name in FAMILIES]
+        said = np.array(bank.sensors[held_out])[:, columns]
+        self.keep(confusion_figure(truth, said.argmax(axis=1), FAMILIES, self.source), "confusion", log)
+        self.keep(reliability_figure({"families": reliability(truth, said)}, self.source), "reliability", log)
 
     def _register(self, agent: Path, runner: BenchmarkRunner, log: Tracker) -> None:
         env = runner.env(8)
@@ -346,7 +359,7 @@ class Run:
         print_table(title, rows, POLICY_COLUMNS, self.console)
         seen, held_out = found.scores
         score = f"score of the agent between the best heuristic ({found.contest.heuristic}, 0) and the planner (1)"
-        self.say(f"{score}, attackers never met: {_interval(held_out, 'H')}; attackers of training: {_interval(seen, 'H')}")
+        self.say(f"{score}, attackers never met: {_interval(held_out, 'H')}; known attackers: {_interval(seen, 'H')}")
         gates = {**self._gates(found), **found.gates()}
         unmet = [key for key, gate in gates.items() if not gate.met]
         self.say(f"gates met: {len(gates) - len(unmet)} of {len(gates)}" + (f"; not met: {', '.join(unmet)}" if unmet else ""))

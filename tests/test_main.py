@@ -1,5 +1,6 @@
 """The command line, as a user runs it, at tiny sizes."""
 
+import itertools
 import json
 import re
 import shutil
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 
 import main as command_line
-from agents.baselines import threshold_candidates
+from agents.baselines import cusum_candidates, playbook_candidates, threshold_candidates
+from agents.bayes import bayes_candidates
 from benchmarks.report import leaderboard
 from src.artifacts import open_artifact
 from src.config import Config, Section, leaves, load_config
@@ -36,8 +38,16 @@ def words(artifacts: Path, phase: str, *more: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_candidates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the tuning grid: these tests are about the plumbing."""
-    monkeypatch.setattr("agents.benchmark.threshold_candidates", lambda layout, signal: list(threshold_candidates(layout, signal))[::10])
+    """A tenth of the tuning grids: these tests are about the plumbing."""
+    thin_grids(monkeypatch)
+
+
+def thin_grids(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("agents.benchmark.threshold_candidates", lambda layout, signal: list(threshold_candidates(layout, signal))[::20])
+    patch.setattr("agents.benchmark.cusum_candidates", lambda layout: list(cusum_candidates(layout))[::10])
+    patch.setattr("agents.benchmark.playbook_candidates", lambda layout: list(playbook_candidates(layout))[::10])
+    patch.setattr("agents.benchmark.bayes_candidates", lambda *given: itertools.islice(bayes_candidates(*given), 3))
+    patch.setattr("agents.benchmark.EXPLOITS", 5)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory, read_keys: set[tuple[typ
     """Artifacts of one `--phase all`."""
     artifacts = tmp_path_factory.mktemp("all") / "artifacts"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("agents.benchmark.threshold_candidates", lambda layout, signal: list(threshold_candidates(layout, signal))[::10])
+        thin_grids(patch)
         assert command_line.main(words(artifacts, "all")) == 0
     return artifacts
 
@@ -87,7 +97,7 @@ def test_everything_is_written(whole_run: Path) -> None:
         "figures",
     }
     assert {path.name for path in (folder / "figures").iterdir()} == {
-        f"{name}.png" for name in ("comparison", "learning", "episode", "profile", "attackers", "safety")
+        f"{name}.png" for name in ("comparison", "learning", "episode", "profile", "attackers", "safety", "confusion", "reliability")
     }
     results = json.loads((folder / "results.json").read_text())
     assert results["data"] == "synthetic"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
 
 from src.evaluation.detection import Values
 from src.evaluation.figures import ACCENT, INK, MUTED, _canvas, _plain
@@ -37,6 +38,25 @@ def reliability_figure(curves: Mapping[str, tuple[Values, Values, Values]], sour
     for axes in panels[1]:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     figure.suptitle(f"Held-out windows, {source} traffic: is a detector as often right as it says?", x=0.01, ha="left", fontsize=11, color=INK)
+    return figure
+
+
+def confusion_figure(truth: NDArray[np.integer], called: NDArray[np.integer], names: Sequence[str], source: str) -> Figure:
+    """Confusion matrix of (W,) windows in per cent of each true class; cells below half a per cent stay empty. Classes that do not occur have no row."""
+    counts = np.zeros((len(names), len(names)))
+    np.add.at(counts, (truth, called), 1)
+    present = np.flatnonzero(counts.sum(axis=1))
+    share = 100 * counts[present] / counts[present].sum(axis=1, keepdims=True)
+    figure, axes = _canvas(7, 0.6 * len(present) + 1.6)
+    axes.imshow(share, cmap="GnBu", vmin=0, vmax=100, aspect="auto")
+    for row, column in np.argwhere(share >= 0.5):
+        axes.text(column, row, f"{share[row, column]:.0f}", ha="center", va="center", fontsize=9, color="white" if share[row, column] > 55 else INK)
+    axes.set_xticks(range(len(names)), names, fontsize=9)
+    axes.set_yticks(range(len(present)), [f"{name} ({count:,.0f})" for name, count in zip(names, counts.sum(axis=1), strict=True) if count > 0], fontsize=9)
+    axes.set_xlabel("called")
+    axes.set_title(f"Held-out windows, {source} traffic: % of each family", loc="left", fontsize=11, color=INK)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return figure
 
 

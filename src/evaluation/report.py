@@ -12,15 +12,16 @@ from src.artifacts import write_text
 
 STYLE = """
 :root{--ink:#1f2933;--muted:#66717d;--line:#dde2e7;--accent:#0b7285}
-body{font:15px/1.55 system-ui,sans-serif;color:var(--ink);max-width:1120px;margin:2rem auto;padding:0 1.2rem}
+body{font:15px/1.55 system-ui,sans-serif;color:var(--ink);max-width:1260px;margin:2rem auto;padding:0 1.2rem}
 h1{font-size:1.7rem;margin-bottom:.2rem}h2{font-size:1.2rem;margin:2.2rem 0 .4rem;border-bottom:1px solid var(--line);padding-bottom:.2rem}
 p.note,figcaption{color:var(--muted);font-size:.88rem;margin:.2rem 0 .6rem}
 .scroll{overflow-x:auto}table{border-collapse:collapse;margin:.6rem 0;font-size:.88rem;font-variant-numeric:tabular-nums}
-td,th{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th{font-weight:600;vertical-align:bottom;white-space:normal}
+td,th{padding:.25rem .5rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th{font-weight:600;vertical-align:bottom;white-space:normal}
 td:first-child,th:first-child,td.text,th.text{text-align:left}td.text{white-space:normal}tr.mine td{background:#e6f4f6;font-weight:600}
 small{color:var(--muted);font-weight:400}figure{margin:1rem 0}img{max-width:100%}code{background:#f1f3f5;padding:.1rem .3rem;overflow-wrap:anywhere}
 .cards{display:flex;flex-wrap:wrap;gap:1rem;margin:1.2rem 0}.card{border:1px solid var(--line);border-radius:.5rem;padding:.8rem 1.1rem;flex:1 1 14rem}
-.card b{display:block;font-size:1.9rem;line-height:1.2;color:var(--accent)}.no{color:#a3123a;font-weight:600}.yes{color:#2b8a3e}
+.card b{display:block;font-size:2rem;line-height:1.2;color:var(--accent)}.card b small{display:block;font-size:1rem}
+.no{color:#a3123a;font-weight:600}.yes{color:#2b8a3e}
 """
 
 CAPTIONS = {
@@ -65,7 +66,7 @@ def write_report(path: Path, title: str, found: Mapping[str, Any], figures: Mapp
         f"<p class=note><code>{html.escape(found['command'])}</code>, commit <code>{html.escape(found['commit'])}</code>, "
         f"data: {html.escape(found['data'])}, {found['seconds']:,.0f} s</p>",
         _headline(tables.get("scores", [])),
-        _section("Policies", _policies(tables), *(shown[name] for name in BEFORE if name in shown), _attackers(tables.get("by attacker", []))),
+        _section("Policies", _policies(tables), *(shown[name] for name in BEFORE if name in shown), _attackers(tables)),
         _section("Safety on days without an attack", _safety(tables.get("policies, attack-free", [])), shown.get("safety", "")),
         _section("What the agent reads", _ablations(tables)),
         _section("Gates", _gates(found["gates"])),
@@ -109,19 +110,18 @@ def _policies(tables: Mapping[str, Any]) -> str:
         return ""
     others = [{row["policy"]: row for row in rows} for rows in (away, calm)]
     rows = []
-    for row in sorted(seen, key=lambda row: row["return"]):
+    for row in sorted(seen, key=lambda row: -row["return"]):
         far, quiet = (one.get(row["policy"], {}) for one in others)
         main = far or row
         rows.append(
             {
                 "policy": row["policy"], "seen": _spread(row, "return", 1), "away": _spread(far, "return", 1), "calm": _spread(quiet, "return", 1),
                 **{key: main.get(key) for key in MEASURES},
-                "rule": row.get("rule", ""),
             }
         )  # fmt: skip
     columns = {
         "policy": "policy", "seen": "return, attackers of training", "away": "return, attackers never met", "calm": "return, attack-free",
-        **MEASURES, "rule": "as tuned",
+        **MEASURES,
     }  # fmt: skip
     note = (
         "Mean return an episode with its 95 % interval. From IQM on: against attackers never met. IQM is the mean of the middle half of the episodes, "
@@ -129,14 +129,20 @@ def _policies(tables: Mapping[str, Any]) -> str:
         "is neither lost nor served by a compromised device. Steps to detect: from the attack's beginning until a device under attack is first cut off, "
         "or the episode's end (so a lower bound); steps to contain: how long a foothold stays in reach, until the episode's end at most."
     )
-    return f"<p class=note>{note}</p>{_table(rows, columns, _mine(tables))}"
+    tuned = "; ".join(f"<b>{html.escape(row['policy'])}</b>: {html.escape(row['rule'])}" for row in seen if row.get("rule") and row["policy"] != "planner")
+    rules = f"<p class=note>As tuned on other traces, against the attackers of training. {tuned}.</p>" if tuned else ""
+    return f"<p class=note>{note}</p>{_table(rows, columns, _mine(tables))}{rules}"
 
 
-def _attackers(rows: Sequence[Mapping[str, Any]]) -> str:
-    listed = [{**row, "met": "yes" if row["side"] == "seen" else "never", "score": _spread(row, "H", 2)} for row in rows if "H" in row]
-    policies = [key for key, value in rows[0].items() if isinstance(value, float) and not key.startswith("H")] if rows else []
+def _attackers(tables: Mapping[str, Any]) -> str:
+    """A row an attacker: the score, and mean returns of the policies that make the scale."""
+    rows, scores = tables.get("by attacker", []), tables.get("scores", [])
+    if not rows or not scores:
+        return ""
+    policies = list(dict.fromkeys(["no-op", "best constant", scores[0]["heuristic"], scores[0]["agent"], "planner"]))
+    listed = [{**row, "met": "yes" if row["side"] == "seen" else "never", "score": _spread(row, "H", 2)} for row in rows]
     columns = {"attacker": "attacker", "met": "met in training", "episodes": "episodes", "score": "H of the agent", **{name: name for name in policies}}
-    return _table(listed, columns) if listed else ""
+    return _table(listed, columns)
 
 
 def _safety(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -219,5 +225,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return '<span class="yes">met</span>' if value else '<span class="no">not met</span>'
     if isinstance(value, float):
-        return f"{value:,.0f}" if value == int(value) and abs(value) >= 10 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+        return (
+            f"{value:,.0f}"
+            if value == int(value) and abs(value) >= 10
+            else f"{value:.1f}"
+            if abs(value) >= 10
+            else f"{value:.2f}"
+            if abs(value) >= 1
+            else f"{value:.3f}"
+        )
     return html.escape(str("" if value is None else value))
