@@ -324,7 +324,7 @@ def renamed(entry: dict[str, Any], name: str, level: float | None = None) -> dic
         (["--phase", "eval", "--submit", "nowhere.py:A"], "no file 'nowhere.py'"),
         (["--phase", "eval", "--submit", "examples/submission.py:Watchfull"], "did you mean 'Watchful'"),
         (["--phase", "eval", "--submit", "examples/submission.py:Watchful", "--scenario", "home"], "leave out --scenario"),
-        (["--phase", "eval", "--submit", "examples/submission.py:Watchful", "--set", "env.horizon=50"], "the default env.horizon"),
+        (["--phase", "eval", "--submit", "examples/submission.py:Watchful", "--set", "env.horizon=300"], "the default env.horizon"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
