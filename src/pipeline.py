@@ -138,8 +138,8 @@ class Run:
         path = self.folder / "figures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
-        for place in (log, self.tracker):  # MLflow shows figures of two runs side by side, and people compare parents
-            place.log_figure(figure, f"figures/{name}.png")
+        log.log_figure(figure, f"figures/{name}.png")
+        self.tracker.log_figure(figure, f"{name}.png")  # MLflow shows two runs' files side by side, but not those in folders
         self.figures[name] = path
 
     def train_networks(self, join: bool = True) -> None:

@@ -67,8 +67,6 @@ SECTIONS = {
 """Sections of the configuration that a nested run of a phase logs as its own parameters, so that two of them can be compared; the parent has all."""
 
 _PARENT = "mlflow.parentRunId"
-_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
-"""Lets the UI open the experiment as training runs, not as traces of language models."""
 _REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pydantic", "PyYAML", "mlflow")
 
 
@@ -222,7 +220,7 @@ def _connect(config: Config) -> tuple[mlflow.MlflowClient, str]:
         with _quiet():
             client = mlflow.MlflowClient(uri)
             found = client.get_experiment_by_name(config.mlflow.experiment)
-            return client, client.create_experiment(config.mlflow.experiment, place, _EXPERIMENT) if found is None else found.experiment_id
+            return client, client.create_experiment(config.mlflow.experiment, artifact_location=place) if found is None else found.experiment_id
     except Exception as error:  # each kind of store fails in its own way; each means the same to the user
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot track runs in '{uri}': {reason}; set mlflow.tracking_uri, or compute.artifacts to a writable folder") from error

@@ -141,6 +141,8 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
     curve = client.get_metric_history(parents[0].info.run_id, "rollout/reward_mean")
     last = [data.metrics["rollout/reward_mean"] for data in seeds]
     assert (curve[-1].step, curve[-1].value) == (2048, pytest.approx(sum(last) / 2))
+    files = {item.path for item in client.list_artifacts(parents[0].info.run_id) if not item.is_dir}
+    assert {"comparison.png", "learning.png"} <= files  # not in a folder: MLflow's compare page shows only such
     metrics = named["evaluation"].data.metrics
     for policy in ("agent", "no-op", "planner", "threshold_on_risk"):
         for measure in ("reward_mean", "length_mean", "share_restore", "end_overrun", "end_evicted", "end_horizon"):
