@@ -50,10 +50,10 @@ from src.training.sensors import build_bank
 
 POLICY_COLUMNS = {
     "policy": "policy", "return": "return", "interval": "95 % interval", "held_out": "never met", "damage": "damage", "healthy_service": "healthy",
-    "orders_per_hour": "orders/h", "false_downtime_hours_per_device_day": "false h/day", "rule": "rule",
+    "orders_per_hour": "orders/h", "false_downtime_hours_per_device_day": "false h/day",
 }  # fmt: skip
-"""`never met`: mean return against attackers that training never met."""
-"""`healthy`: share of criticality x time both uncompromised and in service; `false h/day`: hours that a device is cut off in a day without attack."""
+"""`never met`: mean return against attackers that training never met; `healthy`: share of criticality x time both uncompromised and in
+service; `false h/day`: hours that a device is cut off in a day without attack."""
 AGENT = "agent"
 """What the trained agents are called among the policies, whatever the algorithm, so that runs compare."""
 FAMILY_COLUMNS = {"family": "family", "macro_f1": "F1"}
@@ -357,8 +357,10 @@ class Run:
         away = {row["policy"]: row["return"] for row in found.policies["held out"]}
         rows = [{**row, "interval": f"[{row['low']:.1f}, {row['high']:.1f}]", "held_out": away[row["policy"]]} for row in found.policies["seen"]]
         print_table(title, rows, POLICY_COLUMNS, self.console)
+        best = found.contest.heuristic
+        self.say(f"best heuristic on the traces of tuning: {found.contest.words[best] or best}")
         seen, held_out = found.scores
-        score = f"score of the agent between the best heuristic ({found.contest.heuristic}, 0) and the planner (1)"
+        score = "score of the agent between that heuristic (0) and the planner (1)"
         self.say(f"{score}, attackers never met: {_interval(held_out, 'H')}; known attackers: {_interval(seen, 'H')}")
         gates = {**self._gates(found), **found.gates()}
         unmet = [key for key, gate in gates.items() if not gate.met]

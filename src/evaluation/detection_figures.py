@@ -18,7 +18,7 @@ COLOURS = (ACCENT, "#d9480f", MUTED, "#5f3dc4")
 
 def reliability_figure(curves: Mapping[str, tuple[Values, Values, Values]], source: str) -> Figure:
     """Accuracy over confidence, a panel a detector: mean confidence, accuracy and share of windows, each (bins,), NaN where a bin is empty."""
-    figure, panels = _canvas(3.4 * len(curves), 4.8, nrows=2, ncols=len(curves), sharex=True, height_ratios=(3, 1), squeeze=False)
+    figure, panels = _canvas(max(3.4 * len(curves), 6.8), 4.8, nrows=2, ncols=len(curves), sharex=True, height_ratios=(3, 1), squeeze=False)
     for (upper, lower), (name, (confidence, right, share)), colour in zip(panels.T, curves.items(), COLOURS, strict=False):
         held = share > 0
         error = float((share * np.abs(np.nan_to_num(confidence - right))).sum())

@@ -113,6 +113,7 @@ def safety_figure(rows: Sequence[Mapping[str, Any]], agent: str, source: str) ->
         axes.set_title(heading, loc="left", fontsize=9, color=INK)
         _plain(axes)
         axes.set_xticks([])
+        axes.set_xticks([], minor=True)
         axes.spines[["bottom"]].set_visible(False)
     panels[0].set_yticks(places, [row["policy"] for row in rows])
     panels[0].invert_yaxis()
@@ -125,7 +126,7 @@ def learning_figure(curves: Mapping[str, Sequence[tuple[int, float]]], reference
     figure, axes = _canvas(8, 4.2)
     for name, points in curves.items():
         steps, values = np.array(points).T
-        axes.plot(steps, values, lw=1.6, label=name)
+        axes.plot(steps, values, lw=1.6, marker="o", ms=4, markevery=[-1], label=name)
     for (name, level), style in zip(references.items(), ("--", ":", "-."), strict=False):
         axes.axhline(level, color=INK, lw=1, ls=style, label=f"{name} (evaluation)")
     axes.set_xlabel("environment steps")

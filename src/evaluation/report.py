@@ -225,13 +225,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return '<span class="yes">met</span>' if value else '<span class="no">not met</span>'
     if isinstance(value, float):
-        return (
-            f"{value:,.0f}"
-            if value == int(value) and abs(value) >= 10
-            else f"{value:.1f}"
-            if abs(value) >= 10
-            else f"{value:.2f}"
-            if abs(value) >= 1
-            else f"{value:.3f}"
-        )
+        size = abs(value)
+        digits = 0 if size >= 1000 or size == 0 else 1 if size >= 10 else 2 if size > 1 else 3
+        return f"{value:,.{digits}f}"
     return html.escape(str("" if value is None else value))
