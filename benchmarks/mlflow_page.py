@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import io
 import json
 import os
 import shutil
@@ -17,10 +18,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from benchmarks.common import ROOT, launch
 from src.errors import UserError
 
-WIDTH, HEIGHT = 1300, 1500
+WIDTH, HEIGHT = 1300, 1370
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-3d-apis", "--no-first-run", "--disable-background-networking", "--disable-sync")
 PREPARE = """
 (() => {
@@ -106,7 +109,8 @@ def main() -> None:
             time.sleep(3)
             browser.run(PREPARE)
             time.sleep(3)
-            given.out.write_bytes(base64.b64decode(browser.call("Page.captureScreenshot", format="png")["data"]))
+            picture = Image.open(io.BytesIO(base64.b64decode(browser.call("Page.captureScreenshot", format="png")["data"])))
+            picture.convert("RGB").quantize(128).save(given.out, optimize=True)
         finally:
             browser.close()
     print(given.out)
