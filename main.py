@@ -1,7 +1,7 @@
 """Command line: train the risk sensors on traffic, then the agents in the environment, evaluate, and track it all.
 
 `python main.py --phase lstm|sae|rl|eval|all [--config config.yml] [--preset quick|default|full] [--set a.b=c ...]
-[--seed N] [--resume RUN]`
+[--seed N] [--resume RUN]`; with `--phase eval` also `--policy PATH|NAME` or `--submit FILE.py:ATTRIBUTE`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
-from src.config import PRESETS, Config, load_config, nearest
+from src.config import PRESETS, Config, changed, load_config, nearest
 from src.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ PHASES: dict[str, Callable[[Run], None]] = {
     "all": lambda run: run.everything(),
 }
 """What each phase does. What a phase needs and is missing is trained first."""
+
+ATTACKERS = ("train", "held_out", "all")
 
 
 class Parser(argparse.ArgumentParser):
@@ -48,38 +50,81 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], dest="overrides", help="override one setting; may be repeated")
     parser.add_argument("--seed", type=int, metavar="N", help="same as --set compute.seed=N")
     parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run, with its configuration")
+    parser.add_argument("--scenario", metavar="NAME|FILE", help="same as --set env.scenario=...")
+    parser.add_argument("--attackers", metavar="|".join(ATTACKERS), help="same as --set env.attackers=...")
+    parser.add_argument("--policy", metavar="PATH|NAME", help="with --phase eval: score one saved agent (its folder) or scripted policy (its name)")
+    submit = "with --phase eval: execute a file, and score the object with `predict` in it for the leaderboard (docs/leaderboard.md)"
+    parser.add_argument("--submit", metavar="FILE.py:ATTRIBUTE|MODULE:ATTRIBUTE", help=submit)
     return parser.parse_args(words)
+
+
+def check(given: argparse.Namespace) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        UserError: for an unknown phase or side of attackers, or an option that means nothing here.
+    """
+    if given.phase not in PHASES:
+        raise UserError(f"unknown phase '{given.phase}': {nearest(given.phase, PHASES)}")
+    if given.attackers is not None and given.attackers not in ATTACKERS:
+        raise UserError(f"unknown attackers '{given.attackers}': {nearest(given.attackers, ATTACKERS)}")
+    for option in ("scenario", "attackers"):
+        if getattr(given, option) is not None and given.phase in ("lstm", "sae"):
+            raise UserError(f"--{option} means nothing to --phase {given.phase}, which plays no episodes; allowed with: rl, eval, all")
+        if getattr(given, option) is not None and given.submit is not None:
+            raise UserError(f"--submit plays clinic against seen and held-out attackers, the same for everybody; leave out --{option}")
+    for option in ("policy", "submit"):
+        if getattr(given, option) is not None and given.phase != "eval":
+            raise UserError(f"--{option} goes with --phase eval, not with --phase {given.phase}")
+        if getattr(given, option) is not None and given.resume is not None:
+            raise UserError(f"--{option} is over in minutes and starts anew; leave out --resume")
+    if given.policy is not None and given.submit is not None:
+        raise UserError("give --policy or --submit, not both")
 
 
 def configuration(given: argparse.Namespace) -> Config:
     """The merged configuration; a resumed run brings its own file.
 
     Raises:
-        UserError: for an unknown phase, preset, setting or run.
+        UserError: for an unknown preset, setting or run.
     """
-    if given.phase not in PHASES:
-        raise UserError(f"unknown phase '{given.phase}': {nearest(given.phase, PHASES)}")
+    short = {f"env.{name}": value for name in ("scenario", "attackers") if (value := getattr(given, name)) is not None}
     overrides = [*given.overrides, *([f"compute.seed={given.seed}"] if given.seed is not None else [])]
     if given.resume is None:
-        return load_config(given.config, given.preset, overrides)
+        return changed(load_config(given.config, given.preset, overrides), short)
     if given.config or given.preset:
         raise UserError("--resume goes on with the run's own configuration; leave out --config and --preset")
     runs = load_config(overrides=overrides).compute.artifacts / "runs"
     if not (runs / given.resume / "config.yml").is_file():
         names = sorted(path.parent.name for path in runs.glob("*/config.yml"))
         raise UserError(f"no run '{given.resume}' in '{runs}': {nearest(given.resume, names) if names else 'it holds none'}")
-    return load_config(runs / given.resume / "config.yml", None, overrides)
+    return changed(load_config(runs / given.resume / "config.yml", None, overrides), short)
+
+
+def job(given: argparse.Namespace, config: Config) -> Callable[[Run], None]:
+    """What the words ask for.
+
+    Raises:
+        UserError: for a policy or submission that cannot be opened.
+    """
+    if given.policy is None and given.submit is None:
+        return PHASES[given.phase]
+    from src.scoring import policy_job, submission_job  # heavy imports only once the words are known to be right
+
+    return policy_job(config, given.policy) if given.policy is not None else submission_job(config, given.submit)
 
 
 def main(words: list[str] | None = None) -> int:
     """Run one invocation and return its exit status."""
     try:
         given = arguments(words)
+        check(given)
         config = configuration(given)
-        from src.pipeline import start  # heavy imports only once the words are known to be right
+        work = job(given, config)
+        from src.pipeline import start
 
         with start(config, given.phase, given.resume) as run:
-            PHASES[given.phase](run)
+            work(run)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

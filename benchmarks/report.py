@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, ROOT
+from src.errors import UserError
 
 ABLATION = "agent's loss by noise in a sensor"
 DOCUMENTS = ("README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))))
@@ -211,7 +212,60 @@ def sensor_speed() -> str:
     return _table(list(columns), [["yes" if row[key] is True else "no" if row[key] is False else row[key] for key in columns] for row in rows])
 
 
+RULES = ("scenario", "split", "episodes", "first_seed", "tuning_episodes", "first_tuning_seed", "settings")
+
+
+def leaderboard(folder: Path = RESULTS / "leaderboard") -> str:
+    """Every submission's entry beside the scripted policies, a table for each bank of traffic, best on held-out attackers first.
+
+    Raises:
+        UserError: for two entries of one name, or entries on one bank that were not played by the same rules.
+    """
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    banks: dict[str, list[dict[str, Any]]] = {}
+    for entry in entries:
+        banks.setdefault(entry["bank"]["digest"], []).append(entry)
+    parts = []
+    for digest, group in sorted(banks.items(), key=lambda item: (item[1][0]["data"] != "synthetic", item[0])):
+        first, names = group[0], [entry["name"] for entry in group]
+        for entry in group:
+            if names.count(entry["name"]) > 1:
+                raise UserError(f"two entries of the leaderboard are called '{entry['name']}'")
+            other = next((key for key in RULES if entry["rules"][key] != first["rules"][key]), None)
+            if other is not None:
+                raise UserError(f"'{entry['name']}' and '{first['name']}' were not played by the same {other}: submit the older one again")
+        where = f"{first['bank']['source']} traffic, {first['bank']['site']}, bank `{digest}`, rules `{first['rules']['settings']}`"
+        parts.append(f"### {where[0].upper()}{where[1:]}\n\n{_ranking(group)}")
+    return "\n\n".join(parts) if parts else "No entry yet."
+
+
+def _ranking(group: list[dict[str, Any]]) -> str:
+    """Entries with the scripted policies that the first of them was played beside."""
+    lines: list[tuple[dict[str, Any], str, dict[str, Any] | None]] = [
+        (row, row["rule"], None) for row in group[0]["tables"]["held out"] if row["policy"] != group[0]["name"]
+    ]
+    for entry in group:
+        (row,) = [row for row in entry["tables"]["held out"] if row["policy"] == entry["name"]]
+        lines.append((row, f"`{entry['submitted']}`, commit `{entry['commit'][:10]}`", entry))
+    lines.sort(key=lambda line: -line[0]["return"])
+    seen = {row["policy"]: row for entry in group for row in entry["tables"]["seen"]}
+    head = ["policy", "H", "95 % interval", "return, held-out attackers", "95 % interval", "IQM", "return, seen attackers", "damage", "orders an hour", "what"]
+    rows = [
+        [
+            f"**{row['policy']}**" if entry else row["policy"], row["H"], _ends(row, "H_"), row["return"], _ends(row), row["iqm"],
+            seen[row["policy"]]["return"], row["damage"], row["orders_per_hour"], what,
+        ]
+        for row, what, entry in lines
+    ]  # fmt: skip
+    return f"0 of H is the {group[0]['heuristic']}.\n\n{_table(head, rows)}"
+
+
+def _ends(row: dict[str, Any], prefix: str = "") -> str:
+    return f"[{_number(row[f'{prefix}low'])}, {_number(row[f'{prefix}high'])}]"
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "leaderboard": leaderboard,
     "sae": lambda: gates("sae"),
     "sae_headlines": sae_headlines,
     "sae_detection": both(
@@ -517,7 +571,12 @@ def main() -> int:
     for name in DOCUMENTS:
         path = Path(ROOT / name)
         before = path.read_text(encoding="utf-8")
-        if (after := rendered(before)) != before:
+        try:
+            after = rendered(before)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        if after != before:
             stale.append(name)
             if not check:
                 path.write_text(after, encoding="utf-8")

@@ -60,6 +60,11 @@ AGENT = "agent"
 FAMILY_COLUMNS = {"family": "family", "macro_f1": "F1"}
 DETECTION_COLUMNS = {"family": "family", "windows": "windows", "auroc": "AUROC", "alarms_01": "alarms at 1 %", "alarms_05": "alarms at 5 %"}
 
+SENSOR = "fused sensor"
+"""What the sensor that joins the networks is called, in banks and tags."""
+PHASE_SPLIT = {"lstm": "fit", "sae": "fit", "rl": "agent", "eval": "test", "all": "test"}
+"""Side of the traffic from which a phase's last figures are."""
+
 
 def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
@@ -130,17 +135,18 @@ class Run:
         self.console.print(text, highlight=False)
 
     def keep(self, figure: Figure, name: str, log: Tracker) -> None:
-        """Store a figure in the run's folder and in MLflow."""
+        """Store a figure in the run's folder and in MLflow, with the nested run `log` and with the parent."""
         path = self.folder / "figures" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         log.log_figure(figure, f"figures/{name}.png")
+        self.tracker.log_figure(figure, f"{name}.png")  # MLflow shows two runs' files side by side, but not those in folders
         self.figures[name] = path
 
     def train_networks(self, join: bool = True) -> None:
         """Train base LSTM and temporal LSTM on `fit`; then `join` them with the autoencoder, which is trained first if it is missing."""
         if not self._finished(self.networks):
-            with self.tracker.nested("predictor", {"phase": "lstm"}) as log:
+            with self.tracker.nested("predictor", {"phase": "lstm", "split": "fit", "algorithm": "base LSTM, temporal LSTM"}) as log:
                 rows, classes = len(self.data.splits["fit"].label), len(self.data.class_names)
                 self.say(f"training the attack predictor (base LSTM, then temporal LSTM) on {self.source} traffic: {rows:,} rows, {classes} classes")
                 LSTMTrainer(self.config, self.data, log).train(self.networks, self.resume)
@@ -150,13 +156,12 @@ class Run:
     def train_autoencoder(self, join: bool = True) -> None:
         """Train the LSTM autoencoder on benign windows of `fit`; then `join` it with the networks, which are trained first if they are missing."""
         if not self._finished(self.autoencoder):
-            with self.tracker.nested("autoencoder", {"phase": "sae"}) as log:
+            with self.tracker.nested("autoencoder", {"phase": "sae", "split": "fit", "algorithm": "LSTM autoencoder"}) as log:
                 self.say(f"training the LSTM autoencoder on benign {self.source} traffic")
                 trained = AutoencoderTrainer(self.config, self.data, log).train(self.autoencoder, self.resume)
                 title = f"anomaly score on held-out {self.source} windows, each family against benign: alarms at 1 % and 5 % of calibration windows"
                 print_table(title, trained.rows, DETECTION_COLUMNS, self.console)
                 log.log_artifact(self.autoencoder, "autoencoder")
-                self.tracker.log_metrics({f"autoencoder/{key}": trained.metrics[key] for key in ("auroc", "benign_alarms_05") if key in trained.metrics})
         if join:
             self._join()
 
@@ -186,13 +191,13 @@ class Run:
             self.bank()
             self._print_sensor()
             return
-        with self.tracker.nested("sensor", {"phase": "sensor"}) as log:
+        with self.tracker.nested("sensor", {"phase": "sensor", "split": "calibrate", "algorithm": SENSOR}) as log:
             joined = assemble(self.config, self.data, self.networks, self.autoencoder, target, log)
             example = self._windows(8)
             log.log_model("attack-predictor", target, "src.models.predictor_interface", example, joined.sensor.read(example).table())
             log.log_metrics({f"eval/{key}": joined.metrics[key] for key in ("accuracy", "macro_f1")})
-            self.tracker.log_metrics({f"predictor/{key}": joined.metrics[key] for key in ("accuracy", "macro_f1")})
         self._build_bank()
+        self._log_sensor()
         self._print_sensor()
 
     def _windows(self, count: int) -> np.ndarray:
@@ -203,7 +208,7 @@ class Run:
     def _build_bank(self) -> TraceBank:
         sensor = EnhancedAttackPredictor.load(self.sensor_folder / "predictor")
         self.say("reading the held-back windows with the sensor, once")
-        bank = build_bank(self.traces, sensor, sensor.scale, name="fused sensor")
+        bank = build_bank(self.traces, sensor, sensor.scale, name=SENSOR)
         made_by = content_digest(self.sensor_folder / "predictor")
         bank.save(self.bank_folder, {"data_hash": self.traces.data_hash, "seed": self.config.compute.seed, "predictor": made_by})
         return bank
@@ -228,7 +233,15 @@ class Run:
             self._join()
         elif not self._read():
             self._build_bank()
+        self._log_sensor()
         return TraceBank.load(self.bank_folder)
+
+    def _log_sensor(self) -> None:
+        """The sensor's scores on the parent run, whether it was trained in this invocation or is reused: two invocations compare in any case."""
+        autoencoder = json.loads((self.autoencoder / "meta.json").read_text(encoding="utf-8"))["metrics"]
+        found = {f"predictor/{key}": self._meta()["metrics"][key] for key in ("accuracy", "macro_f1")}
+        found |= {f"autoencoder/{key}": autoencoder[key] for key in ("auroc", "benign_alarms_05") if key in autoencoder}
+        self.tracker.log_metrics(found)
 
     def live_sensor(self) -> EnhancedAttackPredictor | None:
         """The predictor, where the environment runs it in the loop."""
@@ -244,7 +257,7 @@ class Run:
         for seed in self.seeds():
             if (self.resume or reuse) and trainer.trained(seed):
                 continue
-            with self.tracker.nested(f"{self.config.rl.algorithm} seed {seed}", {"phase": "rl", "seed": seed, "scenario": self.config.env.scenario}) as log:
+            with self.tracker.nested(f"{self.config.rl.algorithm} seed {seed}", {"phase": "rl", "seed": seed, "split": "agent"}) as log:
                 self.say(f"training agent, seed {seed}: {self.config.rl.total_timesteps:,} steps of '{self.config.env.scenario}'")
                 curve: list[tuple[int, float]] = []
 
@@ -258,6 +271,17 @@ class Run:
                 if curve:
                     self.curves[f"seed {seed}"] = curve
                     write_text(self.folder / "curves.json", json.dumps(self.curves) + "\n")
+                    self._log_learning()
+
+    def _log_learning(self) -> None:
+        """The seeds' mean learning curve on the parent run, once all are trained: there two invocations are compared."""
+        if len(self.curves) < self.config.rl.seeds:
+            return
+        together: dict[int, list[float]] = {}
+        for step, value in (point for curve in self.curves.values() for point in curve):
+            together.setdefault(step, []).append(value)
+        for step, values in sorted(together.items()):
+            self.tracker.log_metrics({"rollout/reward_mean": float(np.mean(values))}, step)
 
     def evaluate(self) -> None:
         """Play all policies on held-out traces; print, save and log how they compare."""
@@ -408,10 +432,13 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     name = resume or f"{datetime.now():%Y%m%d-%H%M%S-%f}-{phase}-seed{config.compute.seed}"
     folder = config.compute.artifacts / "runs" / name
     former = _former(folder) if resume else None
-    tags = {"phase": phase, "data_source": data.source, "data_hash": data.data_hash, "scenario": config.env.scenario, "algorithm": config.rl.algorithm}
-    tags["site"] = traces.site
+    tags = {
+        "phase": phase, "split": PHASE_SPLIT[phase], "algorithm": config.rl.algorithm, "scenario": config.env.scenario, "attackers": config.env.attackers,
+        "run": name, "sensors": SENSOR, "data_source": data.source, "data_hash": data.data_hash, "site": traces.site,
+    }  # fmt: skip
     write_text(folder / "config.yml", describe(config))
-    with tracking(config, name, tags, former) as tracker:
+    shown = f"{phase} {Path(config.env.scenario).stem} {config.rl.algorithm} seed {config.compute.seed}"
+    with tracking(config, shown, tags, former) as tracker:
         write_text(folder / "run.json", json.dumps({"mlflow_run": tracker.run_id, "phase": phase}) + "\n")
         console.print(f"run [bold]{name}[/bold]  data: {data.source} ({sum(len(rows.label) for rows in data.splits.values()):,} rows)", highlight=False)
         if traces is not data:

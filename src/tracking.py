@@ -12,6 +12,7 @@ import importlib.metadata
 import logging
 import os
 import re
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -56,6 +57,15 @@ CODE = tuple(str(Path(__file__).parents[1] / room) for room in ("src", "envs", "
 BATCH = 100
 """Largest number of parameters that MLflow takes at once."""
 
+SECTIONS = {
+    "lstm": ("data", "lstm", "temporal"),
+    "sae": ("data", "sae"),
+    "sensor": ("data",),
+    "rl": ("env", "attackers", "reward", "rl"),
+    "eval": ("env", "attackers", "reward", "eval"),
+}
+"""Sections of the configuration that a nested run of a phase logs as its own parameters, so that two of them can be compared; the parent has all."""
+
 _PARENT = "mlflow.parentRunId"
 _REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pydantic", "PyYAML", "mlflow")
 
@@ -63,8 +73,8 @@ _REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pydantic", "PyYAML",
 class Tracker:
     """Logs to one run. Meets `src.training.log.TrainingLog`."""
 
-    def __init__(self, client: mlflow.MlflowClient, experiment_id: str, run_id: str, config: Config) -> None:
-        self._client, self._experiment, self._config = client, experiment_id, config
+    def __init__(self, client: mlflow.MlflowClient, experiment_id: str, run_id: str, config: Config, tags: Mapping[str, str]) -> None:
+        self._client, self._experiment, self._config, self._tags = client, experiment_id, config, tags
         self.run_id = run_id
 
     @property
@@ -74,10 +84,17 @@ class Tracker:
 
     @contextlib.contextmanager
     def nested(self, name: str, tags: Mapping[str, Any] | None = None) -> Iterator[Tracker]:
-        """A run below this one (a phase, a seed); ends FINISHED, FAILED, or KILLED on Ctrl-C."""
-        run = self._client.create_run(self._experiment, tags={**_tags(self._config), **_plain(tags), _PARENT: self.run_id}, run_name=name)
+        """A run below this one (a phase, a seed); ends FINISHED, FAILED, or KILLED on Ctrl-C.
+
+        It has this run's tags, so that a filter finds it by them, and those given in their place; and its phase's settings as parameters.
+        """
+        all_tags = {**self._tags, **_plain(tags)}
+        run = self._client.create_run(self._experiment, tags={**all_tags, _PARENT: self.run_id}, run_name=name)
         with _ending(self._client, run.info.run_id):
-            yield Tracker(self._client, self._experiment, run.info.run_id, self._config)
+            below = Tracker(self._client, self._experiment, run.info.run_id, self._config, all_tags)
+            sections = SECTIONS.get(all_tags.get("phase", ""), ())
+            below.log_params({**{name: getattr(self._config, name).model_dump(mode="json") for name in sections}, "compute.seed": all_tags["seed"]})
+            yield below
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; sections within are flattened to dotted names."""
@@ -159,15 +176,16 @@ def tracking(config: Config, name: str, tags: Mapping[str, Any] | None = None, r
         UserError: when the store cannot be reached, or has no run to resume.
     """
     client, experiment = _connect(config)
+    all_tags = {**_tags(config), **_plain(tags)}
     if resume is None:
-        run_id = client.create_run(experiment, tags={**_tags(config), **_plain(tags)}, run_name=name).info.run_id
+        run_id = client.create_run(experiment, tags=all_tags, run_name=name).info.run_id
     else:
         try:
             client.update_run(resume, status="RUNNING")
         except MlflowException as error:
             raise UserError(f"no run '{resume}' in {client.tracking_uri} to resume") from error
         run_id = resume
-    tracker = Tracker(client, experiment, run_id, config)
+    tracker = Tracker(client, experiment, run_id, config, all_tags)
     with _ending(client, run_id):
         if resume is None:
             tracker.log_params(config.model_dump(mode="json"))
@@ -188,7 +206,7 @@ def _plain(tags: Mapping[str, Any] | None) -> dict[str, str]:
 
 def _tags(config: Config) -> dict[str, str]:
     words = {"command": command(), "git_commit": git_commit(), "seed": str(config.compute.seed)}
-    return {**words, "mlflow.source.name": command(), "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": git_commit()}
+    return {**words, "mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.source.type": "LOCAL", "mlflow.source.git.commit": git_commit()}
 
 
 def _connect(config: Config) -> tuple[mlflow.MlflowClient, str]:

@@ -31,7 +31,9 @@ ROOMS: dict[str, set[str]] = {
     "src.search": BASE | {"src.data", "src.training", "src.tracking"},
     # The body of the command line: joins all rooms, and only main.py (and benchmarks) may import it.
     "src.pipeline": BASE | {"src.data", "src.predictor", "src.models", "src.training", "src.evaluation", "src.tracking", "envs", "agents"},
-    "main": BASE | {"src.pipeline"},
+    # One policy, or a submission, in the pipeline's world; only main.py (and benchmarks) may import it.
+    "src.scoring": BASE | {"src.pipeline", "src.data", "src.evaluation", "src.tracking", "envs", "agents"},
+    "main": BASE | {"src.pipeline", "src.scoring"},
 }
 
 BANNED: dict[str, set[str]] = {

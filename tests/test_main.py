@@ -3,9 +3,11 @@
 import itertools
 import json
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import pytest
 import main as command_line
 from agents.baselines import cusum_candidates, playbook_candidates, threshold_candidates
 from agents.bayes import bayes_candidates
+from benchmarks.report import leaderboard
 from src.artifacts import open_artifact
 from src.config import Config, Section, leaves, load_config
 from src.data.bank import TraceBank
@@ -128,6 +131,18 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
     assert parents[0].data.params["rl.n_envs"] == "16"
     assert parents[0].data.tags["data_source"] == "synthetic profile"
     assert {"return/agent", "return/best_constant", "return/planner", "score/H", "score/H_held_out", "predictor/macro_f1"} <= set(parents[0].data.metrics)
+    for run in runs:  # whichever is filtered, grouped or compared by
+        assert {"phase", "algorithm", "scenario", "split", "sensors", "seed", "data_source"} <= set(run.data.tags), run.info.run_name
+    assert {run.data.tags["phase"] for run in runs} == {"all", "lstm", "sae", "sensor", "rl", "eval"}
+    assert [named[name].data.tags["split"] for name in ("predictor", "ppo seed 1", "evaluation")] == ["fit", "agent", "test"]
+    seeds = [named[f"ppo seed {seed}"].data for seed in (0, 1)]
+    assert [data.tags["seed"] for data in seeds] == [data.params["compute.seed"] for data in seeds] == ["0", "1"]
+    assert seeds[0].params["rl.gamma"] == "0.97"
+    curve = client.get_metric_history(parents[0].info.run_id, "rollout/reward_mean")
+    last = [data.metrics["rollout/reward_mean"] for data in seeds]
+    assert (curve[-1].step, curve[-1].value) == (2048, pytest.approx(sum(last) / 2))
+    files = {item.path for item in client.list_artifacts(parents[0].info.run_id) if not item.is_dir}
+    assert {"comparison.png", "learning.png"} <= files  # not in a folder: MLflow's compare page shows only such
     metrics = named["evaluation"].data.metrics
     for policy in ("agent", "no-op", "planner", "threshold_on_risk"):
         for measure in ("reward_mean", "length_mean", "share_restore", "end_overrun", "end_evicted", "end_horizon"):
@@ -200,6 +215,85 @@ def test_resume_goes_on(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert len([run for run in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in run.data.tags]) == 1
 
 
+def logged(artifacts: Path, name: str) -> Any:
+    """The MLflow run of this name."""
+    client = mlflow.MlflowClient(f"sqlite:///{artifacts / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("iot-defense")
+    assert experiment is not None
+    return client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")[0]
+
+
+def test_one_policy_is_scored_on_another_scenario_without_training(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = json.loads((runs_folder(whole_run) / "results.json").read_text())
+    artifacts = shutil.copytree(whole_run, tmp_path / "artifacts")
+    (agent,) = artifacts.glob("agents/*/ppo-1")
+    before = set((artifacts / "runs").iterdir())
+    played = {}
+    for policy, scenario, attackers, label in (
+        (str(agent), "solo", "held_out", "ppo seed 1 (trained on home)"),
+        (str(agent), "home", "train", "ppo seed 1"),
+        ("Threshold_on risk", "home", "train", "threshold on risk"),
+    ):
+        assert command_line.main([*words(artifacts, "eval"), "--policy", policy, "--scenario", scenario, "--attackers", attackers]) == 0
+        shown = capsys.readouterr()
+        assert f"{label} minus policy" in shown.out
+        assert "training" not in shown.out
+        (folder,) = set((artifacts / "runs").iterdir()) - before
+        before.add(folder)
+        found = json.loads((folder / "results.json").read_text())
+        played[label] = {row["policy"]: row for row in found["tables"]["policies"]}
+        assert set(played[label]) == {"no-op", "threshold on risk", "planner", label}
+        assert (found["scenario"], found["attackers"]) == (scenario, attackers)
+        run = logged(artifacts, f"evaluation of {label}")
+        assert run.data.metrics["eval/policy/reward_mean"] == pytest.approx(played[label][label]["return"], rel=1e-5)
+        assert [run.data.tags[tag] for tag in ("phase", "split", "scenario", "attackers", "policy")] == ["eval", "test", scenario, attackers, label]
+    # The whole evaluation found the same.
+    (no_op,) = [row["return"] for row in whole["tables"]["policies"] if row["policy"] == "no-op"]
+    assert played["ppo seed 1"]["no-op"]["return"] == pytest.approx(no_op)
+    assert played["ppo seed 1"]["ppo seed 1"]["return"] <= played["ppo seed 1"]["planner"]["return"]
+
+
+def test_a_submission_gets_its_entry_which_the_leaderboard_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.scoring.RULES", {"eval.episodes": 20, "eval.tuning_episodes": 10, "eval.bootstrap": 100})
+    monkeypatch.setattr("src.scoring.SCRIPTED", ("no-op", "threshold on risk", "planner"))
+    given = ["--phase", "eval", "--submit", "examples/submission.py:Watchful", "--set", f"compute.artifacts={tmp_path / 'artifacts'}"]
+    assert command_line.main(given) == 0
+    shown = capsys.readouterr().out
+    (place,) = tmp_path.glob("artifacts/runs/*/leaderboard/watchful-example.json")
+    assert place.name in shown
+    entry = json.loads(place.read_text())
+    held_out = {row["policy"]: row for row in entry["tables"]["held out"]}
+    assert (held_out["threshold on risk"]["H"], held_out["planner"]["H"]) == (0.0, 1.0)
+    mine = held_out["watchful example"]
+    assert mine["H_low"] <= mine["H"] <= mine["H_high"] < 1
+    assert {"iqm", "iqm_low", "iqm_high", "return", "low", "high"} <= set(mine)
+    assert (entry["name"], entry["data"], entry["rules"]["episodes"], entry["rules"]["first_seed"]) == ("watchful example", "synthetic", 20, 1_000_000)
+    assert len(entry["code"]) == 64
+    assert logged(tmp_path / "artifacts", "submission watchful example").data.metrics["eval/policy/H"] == pytest.approx(mine["H"], rel=1e-4)
+
+    folder = tmp_path / "entries"
+    folder.mkdir()
+    (folder / "a.json").write_text(json.dumps(entry))
+    (folder / "b.json").write_text(json.dumps(renamed(entry, "second", level=mine["return"] + 1)))
+    shown = leaderboard(folder)
+    assert shown.index("**second**") < shown.index("**watchful example**") < shown.index("| no-op")
+    assert shown.count("| planner") == 1
+    (folder / "c.json").write_text(json.dumps({**renamed(entry, "third"), "bank": {**entry["bank"], "digest": "other"}}))
+    assert leaderboard(folder).count("| planner") == 2  # another bank has a table of its own
+    (folder / "d.json").write_text(json.dumps({**renamed(entry, "fourth"), "rules": {**entry["rules"], "episodes": 10}}))
+    with pytest.raises(ValueError, match="not played by the same episodes"):
+        leaderboard(folder)
+
+
+def renamed(entry: dict[str, Any], name: str, level: float | None = None) -> dict[str, Any]:
+    """The same entry under another name, and with another return where one is given."""
+
+    def row(one: dict[str, Any]) -> dict[str, Any]:
+        return one if one["policy"] != entry["name"] else {**one, "policy": name, "return": one["return"] if level is None else level}
+
+    return {**entry, "name": name, "tables": {side: [row(one) for one in rows] for side, rows in entry["tables"].items()}}
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -220,6 +314,20 @@ def test_resume_goes_on(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["--phase", "rl", "--set", "env.scenario=nowhere.yml"], "nowhere.yml"),
         (["--phase", "rl", "--set", "attackers.held_out_techniques=[XXS]"], "did you mean 'XSS'"),
         (["--phase", "rl", "--set", "data.benign_root=nowhere"], "nowhere"),
+        (["--phase", "eval", "--scenario", "klinic"], "did you mean 'clinic'"),
+        (["--phase", "eval", "--attackers", "heldout"], "did you mean 'held_out'"),
+        (["--phase", "sae", "--scenario", "home"], "--scenario means nothing to --phase sae"),
+        (["--phase", "rl", "--policy", "no-op"], "--policy goes with --phase eval"),
+        (["--phase", "all", "--submit", "a.py:A"], "--submit goes with --phase eval"),
+        (["--phase", "eval", "--policy", "no-op", "--submit", "a.py:A"], "not both"),
+        (["--phase", "eval", "--policy", "no-op", "--resume", "never"], "leave out --resume"),
+        (["--phase", "eval", "--policy", "Bayes filtre"], "did you mean 'Bayes filter'"),
+        (["--phase", "eval", "--policy", "agents/nowhere/ppo-0"], "no saved agent at 'agents/nowhere/ppo-0'"),
+        (["--phase", "eval", "--policy", "docs"], "no agent-policy artifact at 'docs'"),
+        (["--phase", "eval", "--submit", "nowhere.py:A"], "no file 'nowhere.py'"),
+        (["--phase", "eval", "--submit", "examples/submission.py:Watchfull"], "did you mean 'Watchful'"),
+        (["--phase", "eval", "--submit", "examples/submission.py:Watchful", "--scenario", "home"], "leave out --scenario"),
+        (["--phase", "eval", "--submit", "examples/submission.py:Watchful", "--set", "env.horizon=300"], "the default env.horizon"),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,8 +375,6 @@ def test_artifacts_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.
 
 
 def test_altered_artifact_is_refused_by_name(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
     shutil.copytree(whole_run, tmp_path / "copy")
     (weights,) = (tmp_path / "copy" / "sensors").glob("*/bank/sensors.npy")
     raw = bytearray(weights.read_bytes())
