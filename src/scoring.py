@@ -20,7 +20,7 @@ import numpy as np
 
 from agents.benchmark import TEST_SEED, TUNING_SEED, BenchmarkRunner, Scripted
 from agents.entrants import PublicFacts, Submission, open_submission, play_submission
-from agents.training import KIND, load_policy
+from agents.learned import KIND, load_policy
 from envs import IoTEnv
 from envs.scenarios import build_network
 from envs.world import Simulation
