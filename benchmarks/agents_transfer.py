@@ -1,0 +1,25 @@
+"""Agents trained on `clinic`, played on other networks as they are; what they are held against is tuned there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.agents_contest import AGENT
+from benchmarks.common import Gate, PartOptions
+from benchmarks.trained import SEEDS, group_rows, levels, real_world, train
+
+NETWORKS = ("clinic", "home", "factory")
+
+
+def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[str, Any]]]]:
+    """Play, and compare."""
+    world = real_world(options)
+    agents = train(world, {AGENT: {}}, min(SEEDS, options.seeds))
+    rows = []
+    for network in NETWORKS[:2] if options.quick else NETWORKS:
+        there = world.with_settings({"env.scenario": network})
+        found = group_rows(there, {AGENT: (there, agents[AGENT])})
+        for row in found:
+            scale = levels(there, row["side"])
+            rows.append({"network": network, **row, **{name: float(scale[name].mean()) for name in ("threshold on risk", "best constant")}})
+    return {}, {"other networks": rows}
