@@ -427,35 +427,35 @@ class AttackersConfig(Section):
     difficulty: Literal["easy", "normal", "hard"] = "normal"
     """Scales all profiles: slower and easier to see, as written, or faster, harder to see and more evasive."""
     scanner: AttackerConfig = AttackerConfig(
-        probe=0.60, breadth=5, spread=0, engage=0.12, compromise=0.25, impact=0.05, stealth=0.78, rotate=0.05, abandon=0.40, dormancy=0, patience=20.0
+        probe=0.60, breadth=5, spread=0, engage=0.12, compromise=0.25, impact=0.05, stealth=0.82, rotate=0.05, abandon=0.40, dormancy=0, patience=20.0
     )
     """Noisy and shallow: scans widely, seldom breaks in."""
     botnet: AttackerConfig = AttackerConfig(
-        probe=0.35, breadth=3, engage=0.40, compromise=0.40, impact=0.20, stealth=0.78, evasion=0.7, rotate=0.12, abandon=0.10, dormancy=0, patience=30.0
+        probe=0.35, breadth=3, engage=0.40, compromise=0.40, impact=0.20, stealth=0.82, evasion=0.7, rotate=0.12, abandon=0.10, dormancy=0, patience=30.0
     )
     """Mirai-like: scans, forces passwords, infects, floods, spreads."""
     web_intruder: AttackerConfig = AttackerConfig(
-        probe=0.20, breadth=2, engage=0.28, compromise=0.32, impact=0.11, stealth=0.89, evasion=0.8, rotate=0.20, adapt=0.2, abandon=0.10, caution=0.3,
+        probe=0.20, breadth=2, engage=0.28, compromise=0.32, impact=0.11, stealth=0.91, evasion=0.8, rotate=0.20, adapt=0.2, abandon=0.10, caution=0.3,
         dormancy=8, patience=24.0,
     )  # fmt: skip
     """Scans, breaks in through web interfaces, spoofs inside, exfiltrates."""
     brute_forcer: AttackerConfig = AttackerConfig(
-        probe=0.30, breadth=4, engage=0.50, compromise=0.30, impact=0.11, stealth=0.80, evasion=0.8, rotate=0.30, abandon=0.15, caution=0.1, dormancy=3,
+        probe=0.30, breadth=4, engage=0.50, compromise=0.30, impact=0.11, stealth=0.84, evasion=0.8, rotate=0.30, abandon=0.15, caution=0.1, dormancy=3,
         patience=26.0,
     )  # fmt: skip
     """Forces passwords from many sources, then takes what it finds."""
     spoofer: AttackerConfig = AttackerConfig(
-        probe=0.25, breadth=2, engage=0.35, compromise=0.30, impact=0.11, stealth=0.88, evasion=0.8, rotate=0.10, abandon=0.10, caution=0.3, dormancy=6,
+        probe=0.25, breadth=2, engage=0.35, compromise=0.30, impact=0.11, stealth=0.90, evasion=0.8, rotate=0.10, abandon=0.10, caution=0.3, dormancy=6,
         patience=22.0, insider=True,
     )  # fmt: skip
     """Stands inside: poisons ARP and DNS, reads along, moves on."""
     stealth_apt: AttackerConfig = AttackerConfig(
-        probe=0.12, breadth=1, engage=0.20, compromise=0.32, impact=0.08, stealth=0.90, evasion=0.9, rotate=0.30, adapt=0.4, abandon=0.05, caution=0.6,
+        probe=0.12, breadth=1, engage=0.20, compromise=0.32, impact=0.08, stealth=0.92, evasion=0.9, rotate=0.30, adapt=0.4, abandon=0.05, caution=0.6,
         dormancy=15, patience=30.0,
     )  # fmt: skip
     """Low and slow: few devices, little to see, silent for long when noticed."""
     worm: AttackerConfig = AttackerConfig(
-        probe=0.40, breadth=2, spread=2, engage=0.50, compromise=0.36, impact=0.14, stealth=0.70, evasion=0.6, rotate=0.15, adapt=0.3, abandon=0.10,
+        probe=0.40, breadth=2, spread=2, engage=0.50, compromise=0.36, impact=0.14, stealth=0.76, evasion=0.6, rotate=0.15, adapt=0.3, abandon=0.10,
         dormancy=0, patience=36.0,
     )  # fmt: skip
     """Spreads by itself: every foothold works on two devices more."""

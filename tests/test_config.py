@@ -51,7 +51,7 @@ def test_presets_are_valid(preset: str) -> None:
         ("env: {scenari: home}", "did you mean 'scenario'"),
         ("enf: {}", "did you mean 'env'"),
         ("rl: {n_envs: many}", "rl.n_envs"),
-        ("rl: {learning_rate: .inf}", "rl.learning_rate"),
+        ("rl: {ppo: {learning_rate: .inf}}", "rl.ppo.learning_rate"),
         ("data: {gap: 3}", "data.gap"),
         ("data: {fractions: {fit: 0.9}}", "must be 1"),
         ("env: {attackers: both}", "'train', 'held_out' or 'all'"),
