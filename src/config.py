@@ -491,11 +491,11 @@ class OnPolicyConfig(Section):
     """Of the optimiser at the start; falls linearly to a tenth."""
     n_steps: int = Field(default=32, ge=2)
     """Steps of each environment between updates."""
-    gamma: float = Field(default=0.99, gt=0, le=1)
+    gamma: float = Field(default=0.995, gt=0, le=1)
     """Discount."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """Of generalised advantage estimation."""
-    ent_coef: float = Field(default=0.003, ge=0)
+    ent_coef: float = Field(default=0.001, ge=0)
     """Weight of the entropy bonus."""
     vf_coef: float = Field(default=0.5, ge=0)
     """Weight of the value loss."""
@@ -587,7 +587,7 @@ class RLConfig(Section):
     """Steps of the Bayes filter that an actor learns to imitate before it learns from rewards; 0: none."""
     network: Literal["devices", "flat"] = "devices"
     """One network that all devices share, which fits any number of them, or a perceptron bound to this network."""
-    hidden_size: int = Field(default=64, ge=1)
+    hidden_size: int = Field(default=32, ge=1)
     """Units of each hidden layer."""
     masked: bool = True
     """Rule out orders that would change nothing."""

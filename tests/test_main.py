@@ -137,7 +137,7 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
     assert [named[name].data.tags["split"] for name in ("predictor", "ppo seed 1", "evaluation")] == ["fit", "agent", "test"]
     seeds = [named[f"ppo seed {seed}"].data for seed in (0, 1)]
     assert [data.tags["seed"] for data in seeds] == [data.params["compute.seed"] for data in seeds] == ["0", "1"]
-    assert seeds[0].params["rl.ppo.gamma"] == "0.99"
+    assert seeds[0].params["rl.ppo.gamma"] == "0.995"
     curve = client.get_metric_history(parents[0].info.run_id, "rollout/reward_mean")
     last = [data.metrics["rollout/reward_mean"] for data in seeds]
     assert (curve[-1].step, curve[-1].value) == (2048, pytest.approx(sum(last) / 2))
