@@ -546,7 +546,7 @@ class DQNConfig(Section):
     """Rewards that are added up before a value is trusted."""
     train_freq: int = Field(default=1, ge=1)
     """Steps of all environments between updates."""
-    gradient_steps: int = Field(default=1, ge=1)
+    gradient_steps: int = Field(default=2, ge=1)
     """Of an update."""
     target_update_interval: int = Field(default=8_192, ge=1)
     """Steps between copies of the network to its target."""
@@ -601,7 +601,7 @@ class RLConfig(Section):
     """Environment steps between checkpoints, at the least."""
     ppo: PPOConfig = PPOConfig()
     """PPO."""
-    a2c: A2CConfig = A2CConfig(learning_rate=1e-3, n_steps=8)
+    a2c: A2CConfig = A2CConfig(learning_rate=3e-3, n_steps=16)
     """A2C."""
     dqn: DQNConfig = DQNConfig()
     """DQN."""
