@@ -163,6 +163,9 @@ def both(*shows: Callable[[], str]) -> Callable[[], str]:
     return lambda: "\n\n".join(show() for show in shows)
 
 
+GATE_HEAD = ["gate", "measured", "95 % interval", "target", "met"]
+AGENT_HEADLINES = ("G5.score", "G5.score.seen", "G5.improvement", "G5.drop", "G5.constant_scale", "G5.exploits", "G5.shuffled", "G.speed.ppo")
+
 SENSOR_HEADLINES = (
     "C4.rows", "C4.pooled", "C4.stats", "D13.base", "D13.calibration", "D13.uncertainty", "D13.selective", "D13.site", "D13.site.false_alarms",
     "D13.site.shortcut", "D13.unknown", "D7.old", "D8.deletion",
@@ -175,10 +178,13 @@ def sensor_headlines() -> str:
     return _table(["gate", "measured", "95 % interval", "target", "met"], [_gate(key, found[key]) for key in SENSOR_HEADLINES])
 
 
+def once_measured(name: str, show: Callable[[], str]) -> Callable[[], str]:
+    """A table of a result that may not be committed yet."""
+    return lambda: show() if (RESULTS / f"{name}.json").exists() else f"Not measured yet: `python -m benchmarks.{name}`."
+
+
 def base_ablation() -> str:
     """What each choice in the base LSTM's recipe adds or costs."""
-    if not (RESULTS / "base_ablation.json").exists():
-        return "Not measured yet: `python -m benchmarks.base_ablation`."
     found = _load("base_ablation")
     columns = {
         "variant": "base LSTM",
@@ -210,6 +216,25 @@ def sensor_speed() -> str:
     rows = _load("temporal_speed")["tables"]["sensors, one thread"]
     columns = ("sensor", "path", "batch", "windows a second", "exact")
     return _table(list(columns), [["yes" if row[key] is True else "no" if row[key] is False else row[key] for key in columns] for row in rows])
+
+
+def agents(title: str, where: dict[str, tuple[Any, ...]] | None = None, /, **columns: str) -> Callable[[], str]:
+    """Some columns of one table of the agents' result."""
+    return once_measured("agents", part(title, where, "agents", **columns))
+
+
+def agents_attackers() -> str:
+    """Mean return of the policies that say most, and the agents' score, by attacker."""
+    rows = _load("agents")["tables"]["contest: attackers"]
+    names = ("best constant", "threshold on risk", "Bayes filter", "PPO", "planner")
+    head = ["attacker", "side", "episodes", *names, "H", "95 % interval"]
+    return _table(head, [[row["attacker"], row["side"], row["episodes"], *(row[name] for name in names), row["H"], _of(row, "H__interval")] for row in rows])
+
+
+def agents_costs() -> str:
+    """Habits of agents as taking devices down gets dearer."""
+    rows = _load("agents")["tables"]["costs: cost ratio"]
+    return _table(list(rows[0]), [list(row.values()) for row in rows])
 
 
 RULES = ("scenario", "split", "episodes", "first_seed", "tuning_episodes", "first_tuning_seed", "settings")
@@ -264,8 +289,42 @@ def _ends(row: dict[str, Any], prefix: str = "") -> str:
     return f"[{_number(row[f'{prefix}low'])}, {_number(row[f'{prefix}high'])}]"
 
 
+POLICIES = {
+    "policy": "policy", "return": "mean return", "return__interval": "95 % interval", "iqm": "IQM", "cvar": "CVaR, worst 5 %", "damage": "damage",
+    "availability": "availability", "healthy_service": "healthy service", "steps_to_detect": "steps to detect", "steps_to_contain": "steps to contain",
+    "orders_per_hour": "orders an hour",
+}  # fmt: skip
+GROUPS = {"side": "attackers", "seeds": "seeds", "return": "mean return", "H": "H", "H__interval": "95 % interval"}
+
 TABLES: dict[str, Callable[[], str]] = {
     "leaderboard": leaderboard,
+    "agents_headlines": once_measured("agents", lambda: _table(GATE_HEAD, [_gate(key, _load("agents")["gates"][key]) for key in AGENT_HEADLINES])),
+    "agents_gates": once_measured("agents", lambda: gates("agents")),
+    "agents_seen": agents("contest: policies, seen", **POLICIES),
+    "agents_held_out": agents("contest: policies, held out", **POLICIES),
+    "agents_attackers": once_measured("agents", agents_attackers),
+    "agents_algorithms": agents("algorithms: algorithms", agents="algorithm", **GROUPS, minus_ppo="minus PPO", minus_ppo__interval="its 95 % interval"),
+    "agents_ablations": agents("ablations: ablations", agents="PPO", **GROUPS, minus_as_it_is="minus as it is", minus_as_it_is__interval="its 95 % interval"),
+    "agents_losses": agents("contest: return lost, held out", without="noise for", value="return lost", value__interval="95 % interval"),
+    "agents_transfer": agents(
+        "transfer: other networks",
+        network="network",
+        **GROUPS,
+        best_constant="best constant",
+        threshold_on_risk="threshold on risk",
+        Bayes_filter="Bayes filter",
+        planner="planner",
+    ),
+    "agents_safety": agents(
+        "contest: policies, attack-free",
+        policy="policy",
+        false_isolations_per_device_day="false isolations a device-day",
+        false_downtime_hours_per_device_day="false downtime, h a device-day",
+        orders_per_hour="orders an hour",
+        availability="availability",
+        violations="protected devices cut off, steps",
+    ),
+    "agents_costs": once_measured("agents", agents_costs),
     "sae": lambda: gates("sae"),
     "sae_headlines": sae_headlines,
     "sae_detection": both(
@@ -390,7 +449,7 @@ TABLES: dict[str, Callable[[], str]] = {
         minus_without="minus without",
         difference__interval="95 % interval of it",
     ),
-    "base_ablation": base_ablation,
+    "base_ablation": once_measured("base_ablation", base_ablation),
     "sensor_speed": sensor_speed,
     "sensor_headlines": sensor_headlines,
     "predictors": lambda: gates("predictors"),

@@ -22,7 +22,8 @@ from rich.console import Console
 
 from agents.benchmark import TEST_SEED, BenchmarkRunner
 from agents.learned import load_policy
-from agents.training import RLTrainer, identity
+from agents.manager import TrainingManager
+from agents.training import OnMetrics, identity
 from envs.attackers import check_techniques
 from envs.recording import write_html, write_png
 from envs.scenarios import build_network, load_scenario
@@ -149,7 +150,7 @@ class Run:
             with self.tracker.nested("predictor", {"phase": "lstm", "split": "fit", "algorithm": "base LSTM, temporal LSTM"}) as log:
                 rows, classes = len(self.data.splits["fit"].label), len(self.data.class_names)
                 self.say(f"training the attack predictor (base LSTM, then temporal LSTM) on {self.source} traffic: {rows:,} rows, {classes} classes")
-                LSTMTrainer(self.config, self.data, log).train(self.networks, self.resume)
+                LSTMTrainer(self.config, self.data, _Keeping(self, log)).train(self.networks, self.resume)
         if join:
             self._join()
 
@@ -247,31 +248,32 @@ class Run:
         """The predictor, where the environment runs it in the loop."""
         return EnhancedAttackPredictor.load(self.sensor_folder / "predictor") if self.config.env.sensors == "live" else None
 
-    def seeds(self) -> range:
-        """Seeds of the agents."""
-        return range(self.config.compute.seed, self.config.compute.seed + self.config.rl.seeds)
+    def _manager(self) -> TrainingManager:
+        return TrainingManager(self.config, self.bank(), self.agents_folder, self.live_sensor())
 
     def train_agents(self, reuse: bool = False) -> None:
         """Train one agent a seed, on the `agent` split; `reuse` (implied by `--resume`) keeps those that are trained already."""
-        trainer = RLTrainer(self.config, self.bank(), self.agents_folder, self.live_sensor())
-        for seed in self.seeds():
-            if (self.resume or reuse) and trainer.trained(seed):
-                continue
+        manager = self._manager()
+
+        @contextlib.contextmanager
+        def watch(seed: int) -> Iterator[OnMetrics]:
             with self.tracker.nested(f"{self.config.rl.algorithm} seed {seed}", {"phase": "rl", "seed": seed, "split": "agent"}) as log:
                 self.say(f"training agent, seed {seed}: {self.config.rl.total_timesteps:,} steps of '{self.config.env.scenario}'")
                 curve: list[tuple[int, float]] = []
 
-                def on_metrics(metrics: dict[str, float], step: int, log: Tracker = log, curve: list[tuple[int, float]] = curve) -> None:
+                def on_metrics(metrics: dict[str, float], step: int) -> None:
                     log.log_metrics(metrics, step)
                     if "rollout/reward_mean" in metrics:
                         curve.append((step, metrics["rollout/reward_mean"]))
 
-                folder = trainer.train(seed, on_metrics, self.resume)
-                log.log_artifact(folder, "agent")
+                yield on_metrics
+                log.log_artifact(manager.agents[seed], "agent")
                 if curve:
                     self.curves[f"seed {seed}"] = curve
                     write_text(self.folder / "curves.json", json.dumps(self.curves) + "\n")
                     self._log_learning()
+
+        manager.train(watch, self.resume, reuse)
 
     def _log_learning(self) -> None:
         """The seeds' mean learning curve on the parent run, once all are trained: there two invocations are compared."""
@@ -287,8 +289,7 @@ class Run:
         """Play all policies on held-out traces; print, save and log how they compare."""
         bank = self.bank()
         self.train_agents(reuse=True)
-        trainer = RLTrainer(self.config, bank, self.agents_folder, self.live_sensor())
-        agents = {seed: trainer.target(seed) for seed in self.seeds()}
+        agents = self._manager().agents
         runner = BenchmarkRunner(self.config, bank, sensor=self.live_sensor())
         with self.tracker.nested("evaluation", {"phase": "eval", "scenario": self.config.env.scenario, "split": "test", "sensors": bank.sensor}) as log:
             contest = runner.run({AGENT: agents}, self.say)
@@ -404,12 +405,25 @@ class Run:
             "predictor": metrics,
             "heuristic": found.contest.heuristic,
             "validation": [{"policy": name, "return": value} for name, value in found.contest.validation.items()],
-            "agents": {"seeds": list(self.seeds())},
+            "agents": {"seeds": list(self._manager().seeds)},
         }
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:
     return str(Estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]))
+
+
+class _Keeping:
+    """A log of the predictors' training that also keeps one picture of attention for the report: of the first family of attacks explained."""
+
+    def __init__(self, run: Run, log: Tracker) -> None:
+        self._run, self._log = run, log
+        self.log_metrics, self.log_table = log.log_metrics, log.log_table
+
+    def log_figure(self, figure: Figure, path: str) -> None:
+        self._log.log_figure(figure, path)
+        if path.endswith("_attention.png") and FAMILIES[0] not in path and "attention" not in self._run.figures:
+            self._run.keep(figure, "attention", self._log)
 
 
 @contextlib.contextmanager
