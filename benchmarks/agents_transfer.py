@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.agents_contest import AGENT
 from benchmarks.common import Gate, PartOptions
-from benchmarks.trained import SEEDS, group_rows, levels, real_world, train
+from benchmarks.trained import SEEDS, group_rows, real_world, train
 
 NETWORKS = ("clinic", "home", "factory")
 
@@ -15,11 +15,8 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
     """Play, and compare."""
     world = real_world(options)
     agents = train(world, {AGENT: {}}, min(SEEDS, options.seeds))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for network in NETWORKS[:2] if options.quick else NETWORKS:
         there = world.with_settings({"env.scenario": network})
-        found = group_rows(there, {AGENT: (there, agents[AGENT])})
-        for row in found:
-            scale = levels(there, row["side"])
-            rows.append({"network": network, **row, **{name: float(scale[name].mean()) for name in ("threshold on risk", "best constant")}})
+        rows += [{"network": network, **row} for row in group_rows(there, {AGENT: (there, agents[AGENT])})]
     return {}, {"other networks": rows}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.benchmark import BenchmarkRunner
+from agents.benchmark import BenchmarkRunner, Scripted
 from agents.training import RLTrainer, identity
 from benchmarks.common import PartOptions, cache_folder, code_digest, digest
 from benchmarks.parts import own_code
@@ -23,7 +23,7 @@ from src.evaluation.rollout import PLANNER
 from src.evaluation.statistics import Estimate, Resamples, estimated, ratio
 from src.pipeline import start
 
-SHORT = 400_000
+SHORT = 300_000
 """Environment steps of a training where many settings are compared."""
 
 SEEDS = 3
@@ -93,10 +93,14 @@ def returns(world: World, side: str, agents: Mapping[int, Path]) -> NDArray[np.f
     return np.stack([one.returns for one in BenchmarkRunner(world.config, world.bank).on(side).play_agents(agents)])
 
 
-def levels(world: World, side: str) -> dict[str, NDArray[np.float64]]:
-    """(episodes,) returns of the policies that groups are held against."""
-    runner = BenchmarkRunner(world.config, world.bank)
-    played = runner.on(side).side(runner.scripted(REFERENCES), {}).episodes
+def references(world: World) -> dict[str, Scripted]:
+    """The policies that groups are held against, tuned in this world."""
+    return BenchmarkRunner(world.config, world.bank).scripted(REFERENCES)
+
+
+def levels(world: World, side: str, tuned: Mapping[str, Scripted]) -> dict[str, NDArray[np.float64]]:
+    """(episodes,) returns of tuned policies on a side."""
+    played = BenchmarkRunner(world.config, world.bank).on(side).side(tuned, {}).episodes
     return {name: runs[0].returns for name, runs in played.items()}
 
 
@@ -108,9 +112,9 @@ def group_rows(world: World, groups: Mapping[str, tuple[World, Mapping[int, Path
         groups: name to the world that the group was trained for, and its agents.
         against: name of the group that the others are compared with.
     """
-    rows = []
+    rows, tuned = [], references(world)
     for side in ("seen", "held out"):
-        scale = levels(world, side)
+        scale = levels(world, side, tuned)
         played = {name: returns(own, side, agents) for name, (own, agents) in groups.items()}
         drawn = _resamples(world, played.values())
         zero, one = drawn.means(scale["Bayes filter"][None]), drawn.means(scale[PLANNER][None])
@@ -118,7 +122,7 @@ def group_rows(world: World, groups: Mapping[str, tuple[World, Mapping[int, Path
             mine = drawn.means(values)
             row: dict[str, Any] = {"side": side, "agents": name, "seeds": len(values), "return": float(mine[0])}
             row |= _spread("H", _estimate(ratio(mine - zero, one - zero), world))
-            row |= {"Bayes filter": float(zero[0]), "planner": float(one[0])}
+            row |= {name: float(level.mean()) for name, level in scale.items()}
             if against is not None:
                 same = name == against
                 gain = None if same else _estimate(mine - drawn.means(played[against]), world)
