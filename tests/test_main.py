@@ -96,9 +96,9 @@ def test_everything_is_written(whole_run: Path) -> None:
         "episode.html",
         "figures",
     }
-    assert {path.name for path in (folder / "figures").iterdir()} == {
+    assert {path.name for path in (folder / "figures").iterdir()} - {"attention.png"} == {
         f"{name}.png" for name in ("comparison", "learning", "episode", "profile", "attackers", "safety", "confusion", "reliability")
-    }
+    }  # a picture of attention is there only where the hardly trained network calls an attack rightly
     results = json.loads((folder / "results.json").read_text())
     assert results["data"] == "synthetic"
     assert {"name", "command", "commit", "data", "seconds", "machine", "gates", "tables"} == set(results)
