@@ -27,6 +27,11 @@ from src.errors import UserError
 from src.evaluation.rollout import PLANNER, SIDES, Contest, Episodes, Policy, Side, play
 from src.predictor.interface import Sensor
 
+SCRIPTED = (
+    "no-op", "random", "best constant", "ping-pong", "threshold on risk", "threshold on anomaly", "CUSUM", "playbook", "Bayes filter", PLANNER,
+)  # fmt: skip
+"""Policies to compare with, by name."""
+
 TEST_SEED = 1_000_000
 """First seed of the held-out episodes; training and tuning stay below it."""
 
@@ -175,10 +180,10 @@ class BenchmarkRunner:
             "playbook": lambda: playbook_candidates(layout),
             "Bayes filter": lambda: bayes_candidates(self.config, self.bank, layout),
         }
-        chosen = [*makers, PLANNER] if names is None else list(names)
+        chosen = SCRIPTED if names is None else tuple(names)
         for name in chosen:
-            if name not in (*makers, PLANNER):
-                raise UserError(f"no policy '{name}' to compare with: {nearest(name, [*makers, PLANNER])}")
+            if name not in SCRIPTED:
+                raise UserError(f"no policy '{name}' to compare with: {nearest(name, SCRIPTED)}")
         return {name: self._scripted(makers[name]()) if name in makers else self._planner() for name in chosen}
 
     def _scripted(self, candidates: Iterable[Policy]) -> Scripted:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.benchmark import TEST_SEED, TUNING_SEED, BenchmarkRunner, Scripted
+from agents.benchmark import SCRIPTED, TEST_SEED, TUNING_SEED, BenchmarkRunner, Scripted
 from agents.entrants import PublicFacts, Submission, open_submission, play_submission
 from agents.learned import KIND, load_policy
 from envs import IoTEnv
@@ -36,10 +36,6 @@ from src.tracking import Tracker
 
 Job = Callable[[Run], None]
 
-SCRIPTED = (
-    "no-op", "random", "best constant", "ping-pong", "threshold on risk", "threshold on anomaly", "CUSUM", "playbook", "Bayes filter", PLANNER,
-)  # fmt: skip
-"""Policies to compare with, by the names that `BenchmarkRunner.scripted` knows."""
 BESIDE = ("no-op", "threshold on risk", PLANNER)
 """Shown beside the one policy that `--policy` names."""
 
