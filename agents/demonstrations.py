@@ -1,20 +1,25 @@
-"""A start from what is known: an actor learns to do as the Bayes filter does, before it learns from rewards (behaviour cloning)."""
+"""A start from what is known: an actor learns to do as the Bayes filter does (behaviour cloning), and its critic what that is worth."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
-from torch import nn
+from torch import Tensor, nn
 
 from agents.bayes import BayesFilter, Foresight
 from agents.belief import Knowledge
 from agents.vec_env import ShownVecEnv
 from src.config import Config
 from src.data.bank import TraceBank
+
+TAUGHT = ("ppo", "a2c", "maskable_ppo")
+"""Algorithms with an actor that can be shown what to do: values are not orders, and an LSTM would want whole episodes."""
 
 EPOCHS, BATCH, RATE = 4, 256, 1e-3
 """Passes over what was demonstrated, samples a gradient step, and rate of Adam."""
@@ -23,25 +28,28 @@ STRAYING = 0.05
 """Share of the steps in which something else is done than what is demonstrated, so that the student sees where that leads."""
 
 
-def imitate(model: BaseAlgorithm, scaler: VecNormalize, config: Config, bank: TraceBank, knowledge: Knowledge, seed: int) -> None:
-    """Let `model`'s actor imitate the Bayes filter on `rl.demonstrations` steps of its own environment.
+def imitate(model: BaseAlgorithm, scaler: VecNormalize, config: Config, bank: TraceBank, knowledge: Knowledge, steps: int, seed: int) -> None:
+    """Let `model`'s actor imitate the Bayes filter on `steps` steps of its own environment, and its critic learn the returns.
+
+    Without the critic's part, the first updates from rewards would follow a critic that knows nothing, and undo the actor's.
 
     Args:
         model: an untrained actor-critic algorithm without an LSTM.
         scaler: its environment, over a `ShownVecEnv`; left to be reset.
-        config: sections `env`, `attackers`, `reward` and `rl`.
+        config: sections `env`, `attackers` and `reward`.
         bank: what the filter learns from.
         knowledge: or has learned.
+        steps: of all environments together.
         seed: of the order of the samples, and of the straying.
     """
     shown: ShownVecEnv = scaler.venv  # type: ignore[assignment]
     env = shown.venv.env  # type: ignore[attr-defined]
-    teacher = BayesFilter(config, bank, env.simulation.layout, Foresight(restore=120.0, late=2.0), knowledge=knowledge)
+    teacher = BayesFilter(config, bank, env.simulation.layout, Foresight(restore=120.0, late=1.0), knowledge=knowledge)
     rng, shuffle = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
-    shown.seed(seed)
-    seen, state, starts = shown.reset(), None, np.ones(env.num_envs, np.bool_)
-    inputs, orders = [], []
-    for _ in range(-(-config.rl.demonstrations // env.num_envs)):
+    scaler.seed(seed)
+    seen, state, starts = scaler.reset(), None, np.ones(env.num_envs, np.bool_)
+    inputs, orders, rewards, ends = [], [], [], []
+    for _ in range(-(-steps // env.num_envs)):
         parts, memory = teacher.belief.hear(state, env.simulation.observe(), starts)
         wise = teacher.decide(memory, parts)
         inputs.append(seen)
@@ -50,13 +58,34 @@ def imitate(model: BaseAlgorithm, scaler: VecNormalize, config: Config, bank: Tr
         any_order = np.where(masks, rng.random(masks.shape), -1.0).argmax(axis=1)
         taken = np.where(rng.random(env.num_envs) < STRAYING, any_order, wise)
         state = teacher.belief.advance(memory, parts, taken)
-        seen, _, starts, _ = shown.step(taken)  # type: ignore[assignment]
-    X, Y = torch.from_numpy(np.concatenate(inputs)), torch.from_numpy(np.concatenate(orders))
-    actor: Any = model.policy.action_net
-    optimizer = torch.optim.Adam(actor.parameters(), RATE)
+        seen, reward, starts, _ = scaler.step(taken)  # type: ignore[assignment]
+        rewards.append(reward)
+        ends.append(starts)
+    X, Y = torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(orders))  # (T, E, ...), (T, E)
+    value, whole = _returns(np.stack(rewards), np.stack(ends), scaler.gamma)
+    policy: Any = model.policy
+    _fit(policy.action_net, nn.functional.cross_entropy, X.flatten(0, 1), Y.flatten(), shuffle, model.device)
+    known = torch.from_numpy(whole)
+    critic = X[known], torch.from_numpy(value)[known]
+    _fit(policy.value_net, lambda found, wanted: nn.functional.mse_loss(found.squeeze(1), wanted), *critic, shuffle, model.device)
+
+
+def _returns(rewards: NDArray[np.float32], ends: NDArray[np.bool_], gamma: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """(T, E) discounted returns, and (T, E) where the episode's end was seen, so that they are whole."""
+    value, whole = np.zeros_like(rewards), np.zeros_like(ends)
+    later, seen = np.zeros_like(rewards[0]), np.zeros_like(ends[0])
+    for t in range(len(rewards) - 1, -1, -1):
+        seen = seen | ends[t]
+        later = rewards[t] + gamma * np.where(ends[t], 0.0, later).astype(np.float32)
+        value[t], whole[t] = later, seen
+    return value, whole
+
+
+def _fit(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], X: Tensor, Y: Tensor, shuffle: torch.Generator, device: torch.device) -> None:
+    optimizer = torch.optim.Adam(network.parameters(), RATE)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(X), generator=shuffle).split(BATCH):
-            loss = nn.functional.cross_entropy(actor(X[rows].to(model.device)), Y[rows].to(model.device))
+            cost = loss(network(X[rows].to(device)), Y[rows].to(device))
             optimizer.zero_grad()
-            loss.backward()
+            cost.backward()
             optimizer.step()

@@ -24,7 +24,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from agents.belief import Belief, Knowledge
 from agents.checkpoints import own_randomness, remove_checkpoint, restore_checkpoint, write_checkpoint
-from agents.demonstrations import imitate
+from agents.demonstrations import TAUGHT, imitate
 from agents.factory import AlgorithmFactory, sight
 from agents.learned import KIND, NETWORKS
 from agents.vec_env import IoTSB3VecEnv, ShownVecEnv
@@ -50,7 +50,7 @@ REPORT_STEPS = 4096
 def identity(config: Config) -> dict[str, Any]:
     """What an agent depends on: settings, and the network that the scenario's file holds; not how many others are trained, nor how often it is saved."""
     parts = {name: getattr(config, name).model_dump(mode="json") for name in ("env", "attackers", "reward", "rl")}
-    own = ("algorithm", "total_timesteps", "n_envs", "memory", "privileged_critic", "demonstrations", "network", "hidden_size", "masked")
+    own = ("algorithm", "total_timesteps", "n_envs", "memory", "privileged_critic", "network", "hidden_size", "masked")
     own += ("normalize_reward", "validation_steps", "validation_episodes", config.rl.algorithm)
     network = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(build_network(config.env.scenario)).items()}
     return {**parts, "network": network, "rl": {key: parts["rl"][key] for key in own}}
@@ -130,8 +130,8 @@ class RLTrainer:
             watcher = _Watcher(self.config, checkpoint, mark, scaler, validation, on_metrics, progress)
             if resume and checkpoint.exists():
                 validation.take_up(restore_checkpoint(checkpoint, mark, model, scaler))
-            elif rl.demonstrations:
-                imitate(model, scaler, self.config, self.bank, knowledge or Knowledge.learn(self.config, self.bank), seed)
+            elif rl.algorithm in TAUGHT and (steps := getattr(rl, rl.algorithm).demonstrations):
+                imitate(model, scaler, self.config, self.bank, knowledge or Knowledge.learn(self.config, self.bank), steps, seed)
             with progress:
                 model.learn(max(total - model.num_timesteps, 0), [validation, watcher], log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
             if validation.weights is not None:

@@ -16,7 +16,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "orders not masked": {"rl.masked": False},
     "a critic that sees no more than the actor": {"rl.privileged_critic": False},
     "rewards not scaled": {"rl.normalize_reward": False},
-    "after 50,000 steps of demonstrations": {"rl.demonstrations": 50_000},
+    "without demonstrations": {"rl.ppo.demonstrations": 0},
     "against harder attackers": {"attackers.difficulty": "hard"},
 }
 
@@ -26,8 +26,6 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
     world = real_world(options)
     seeds, length = compared(options)
     changes = {name: {**length, **settings} for name, settings in CHANGES.items()}
-    if options.quick:
-        changes["after 50,000 steps of demonstrations"]["rl.demonstrations"] = 5_000
     agents = train(world, changes, seeds)
     played = {name: {key: value for key, value in settings.items() if not key.startswith("attackers.")} for name, settings in changes.items()}
     rows = group_rows(world, {name: (world.with_settings(played[name]), folders) for name, folders in agents.items()}, WHOLE)

@@ -6,7 +6,10 @@ from typing import Any
 
 from benchmarks.agents_contest import AGENT
 from benchmarks.common import Gate, PartOptions
-from benchmarks.trained import SEEDS, group_rows, real_world, train
+from benchmarks.trained import group_rows, real_world, train
+
+SEEDS = 3
+"""Of the contest's agents that are taken along."""
 
 NETWORKS = ("clinic", "home", "factory")
 

@@ -218,9 +218,9 @@ def sensor_speed() -> str:
     return _table(list(columns), [["yes" if row[key] is True else "no" if row[key] is False else row[key] for key in columns] for row in rows])
 
 
-def agents(title: str, where: dict[str, tuple[Any, ...]] | None = None, /, **columns: str) -> Callable[[], str]:
-    """Some columns of one table of the agents' result."""
-    return once_measured("agents", part(title, where, "agents", **columns))
+def agents(title: str, name: str = "agents", /, **columns: str) -> Callable[[], str]:
+    """Some columns of one table of the agents' result, or of their choices'."""
+    return once_measured(name, part(title, {}, name, **columns))
 
 
 def agents_attackers() -> str:
@@ -233,7 +233,7 @@ def agents_attackers() -> str:
 
 def agents_costs() -> str:
     """Habits of agents as taking devices down gets dearer."""
-    rows = _load("agents")["tables"]["costs: cost ratio"]
+    rows = _load("agent_choices")["tables"]["costs: cost ratio"]
     return _table(list(rows[0]), [list(row.values()) for row in rows])
 
 
@@ -303,7 +303,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "agents_seen": agents("contest: policies, seen", **POLICIES),
     "agents_held_out": agents("contest: policies, held out", **POLICIES),
     "agents_attackers": once_measured("agents", agents_attackers),
-    "agents_algorithms": agents("algorithms: algorithms", agents="algorithm", **GROUPS, minus_ppo="minus PPO", minus_ppo__interval="its 95 % interval"),
+    "agents_algorithms": agents(
+        "algorithms: algorithms", "agent_choices", agents="algorithm", **GROUPS, minus_ppo="minus PPO", minus_ppo__interval="its 95 % interval"
+    ),
     "agents_ablations": agents("ablations: ablations", agents="PPO", **GROUPS, minus_as_it_is="minus as it is", minus_as_it_is__interval="its 95 % interval"),
     "agents_losses": agents("contest: return lost, held out", without="noise for", value="return lost", value__interval="95 % interval"),
     "agents_transfer": agents(
@@ -324,7 +326,7 @@ TABLES: dict[str, Callable[[], str]] = {
         availability="availability",
         violations="protected devices cut off, steps",
     ),
-    "agents_costs": once_measured("agents", agents_costs),
+    "agents_costs": once_measured("agent_choices", agents_costs),
     "sae": lambda: gates("sae"),
     "sae_headlines": sae_headlines,
     "sae_detection": both(

@@ -26,11 +26,8 @@ from src.pipeline import start
 SHORT = 300_000
 """Environment steps of a training where many settings are compared."""
 
-SEEDS = 3
-"""Trainings of each of them."""
-
 QUICK = {
-    "lstm.training.epochs": 10, "lstm.training.teachers": 0, "temporal.training.epochs": 5, "rl.total_timesteps": 20_000,
+    "lstm.training.epochs": 10, "lstm.training.teachers": 0, "temporal.training.epochs": 5, "rl.total_timesteps": 20_000, "rl.ppo.demonstrations": 10_000,
     "eval.episodes": 60, "eval.tuning_episodes": 30, "eval.bootstrap": 200,
 }  # fmt: skip
 """Settings of `--quick`."""
@@ -147,4 +144,4 @@ def _spread(name: str, found: Estimate) -> dict[str, float]:
 
 def compared(options: PartOptions) -> tuple[int, dict[str, Any]]:
     """Trainings of each group where many are compared, and settings of their length."""
-    return (1, {}) if options.quick else (min(SEEDS, options.seeds), {"rl.total_timesteps": SHORT, "rl.validation_steps": SHORT // 4})
+    return (1, {}) if options.quick else (options.seeds, {"rl.total_timesteps": SHORT, "rl.validation_steps": SHORT // 4})

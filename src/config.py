@@ -487,7 +487,7 @@ class RewardConfig(Section):
 class OnPolicyConfig(Section):
     """What the algorithms have in common that learn from their last rollout."""
 
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Of the optimiser at the start; falls linearly to a tenth."""
     n_steps: int = Field(default=32, ge=2)
     """Steps of each environment between updates."""
@@ -503,8 +503,8 @@ class OnPolicyConfig(Section):
     """Largest norm of the gradient."""
 
 
-class PPOConfig(OnPolicyConfig):
-    """Proximal policy optimisation (Schulman et al. 2017)."""
+class ClippedConfig(OnPolicyConfig):
+    """What PPO's kinds have in common."""
 
     batch_size: int = Field(default=1024, ge=2)
     """Samples a gradient step."""
@@ -514,15 +514,25 @@ class PPOConfig(OnPolicyConfig):
     """Of the probability ratio."""
 
 
+class PPOConfig(ClippedConfig):
+    """Proximal policy optimisation (Schulman et al. 2017)."""
+
+    demonstrations: int = Field(default=100_000, ge=0)
+    """Steps of the Bayes filter from which actor and critic learn before they learn from rewards; 0: none."""
+
+
 class A2CConfig(OnPolicyConfig):
     """Advantage actor-critic (Mnih et al. 2016)."""
+
+    demonstrations: int = Field(default=100_000, ge=0)
+    """Steps of the Bayes filter from which actor and critic learn before they learn from rewards; 0: none."""
 
 
 class MaskablePPOConfig(PPOConfig):
     """PPO that is also told which actions are ruled out (Huang and Ontañón 2022)."""
 
 
-class RecurrentPPOConfig(PPOConfig):
+class RecurrentPPOConfig(ClippedConfig):
     """PPO with an LSTM, whose state is all that it remembers: it is never shown a belief."""
 
     units: int = Field(default=32, ge=1)
@@ -573,7 +583,7 @@ class RLConfig(Section):
 
     algorithm: Algorithm = "ppo"
     """How it learns: Stable-Baselines3's and sb3-contrib's algorithms."""
-    total_timesteps: int = Field(default=2_000_000, ge=1)
+    total_timesteps: int = Field(default=1_000_000, ge=1)
     """Environment steps a seed."""
     seeds: int = Field(default=3, ge=1)
     """Agents trained, with seeds `compute.seed`, +1, ..."""
@@ -583,8 +593,6 @@ class RLConfig(Section):
     """What the agent has of the past: a belief about each device, kept by Bayes' rule, or nothing but what the observation holds."""
     privileged_critic: bool = True
     """Show the hidden state to the critic of an actor-critic algorithm; the actor never sees it, and only the actor is kept."""
-    demonstrations: int = Field(default=0, ge=0)
-    """Steps of the Bayes filter that an actor learns to imitate before it learns from rewards; 0: none."""
     network: Literal["devices", "flat"] = "devices"
     """One network that all devices share, which fits any number of them, or a perceptron bound to this network."""
     hidden_size: int = Field(default=32, ge=1)
@@ -593,7 +601,7 @@ class RLConfig(Section):
     """Rule out orders that would change nothing."""
     normalize_reward: bool = True
     """Divide rewards by a running scale of the return while training."""
-    validation_steps: int = Field(default=200_000, ge=1)
+    validation_steps: int = Field(default=100_000, ge=1)
     """Environment steps between validations; the weights that did best are kept."""
     validation_episodes: int = Field(default=100, ge=1)
     """Episodes of a validation, on `agent` traces, the same each time."""
@@ -609,18 +617,16 @@ class RLConfig(Section):
     """QR-DQN."""
     maskable_ppo: MaskablePPOConfig = MaskablePPOConfig()
     """MaskablePPO."""
-    recurrent_ppo: RecurrentPPOConfig = RecurrentPPOConfig()
+    recurrent_ppo: RecurrentPPOConfig = RecurrentPPOConfig(learning_rate=2e-3)
     """RecurrentPPO."""
 
     @model_validator(mode="after")
     def _batches_fit(self) -> RLConfig:
         for name in ("ppo", "maskable_ppo"):
-            settings: PPOConfig = getattr(self, name)
+            settings: ClippedConfig = getattr(self, name)
             if name == self.algorithm and (self.n_envs * settings.n_steps) % settings.batch_size:
                 samples = self.n_envs * settings.n_steps
                 raise ValueError(f"rl.{name}.batch_size ({settings.batch_size}) must divide rl.n_envs x rl.{name}.n_steps ({samples})")
-        if self.demonstrations and self.algorithm in ("dqn", "qrdqn", "recurrent_ppo"):
-            raise ValueError(f"rl.demonstrations teach an actor that remembers nothing itself; '{self.algorithm}' has none: set them to 0")
         return self
 
 
@@ -693,8 +699,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lstm.training.epochs": 14,
         "lstm.training.teachers": 0,
         "temporal.training.epochs": 8,
-        "rl.total_timesteps": 500_000,
-        "rl.validation_steps": 100_000,
+        "rl.total_timesteps": 400_000,
         "eval.episodes": 200,
         "eval.tuning_episodes": 100,
         "eval.bootstrap": 1000,

@@ -12,7 +12,15 @@ from src.config import load_config
 from src.data.bank import TraceBank
 
 TINY = ["env.scenario=home", "env.horizon=40", "env.start_range=[2, 5]", "eval.episodes=24", "eval.tuning_episodes=12", "eval.bootstrap=100"]
-TINY += ["rl.total_timesteps=128", "rl.n_envs=4", "rl.ppo.n_steps=16", "rl.ppo.batch_size=32", "rl.ppo.n_epochs=1", "rl.validation_episodes=4"]
+TINY += [
+    "rl.total_timesteps=128",
+    "rl.n_envs=4",
+    "rl.ppo.n_steps=16",
+    "rl.ppo.batch_size=32",
+    "rl.ppo.n_epochs=1",
+    "rl.validation_episodes=4",
+    "rl.ppo.demonstrations=100",
+]
 TINY += ["rl.hidden_size=8"]
 OPTIONS = PartOptions(quick=True, root=Path(), shared=Path(), seeds=2)
 PARTS = (agents_contest, agents_algorithms, agents_ablations, agents_transfer, agents_costs)
@@ -47,7 +55,7 @@ def test_the_contest_and_other_networks(tmp_path: Path) -> None:
 
 def test_a_group_is_held_against_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agents_ablations, "CHANGES", {name: agents_ablations.CHANGES[name] for name in (agents_ablations.WHOLE, "without memory")})
-    monkeypatch.setitem(agents_ablations.CHANGES, "after 50,000 steps of demonstrations", {"rl.demonstrations": 64})
+    monkeypatch.setitem(agents_ablations.CHANGES, "without demonstrations", {"rl.ppo.demonstrations": 0})
     _, tables = agents_ablations.measure(OPTIONS)
     rows = [row for row in tables["ablations"] if row["side"] == "held out"]
     whole, other, _ = rows

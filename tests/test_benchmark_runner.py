@@ -20,7 +20,7 @@ from src.evaluation.rollout import PLANNER, SIDES, play
 from tests.banks import make_bank
 
 SMALL = ["env.scenario=home", "env.horizon=60", "env.start_range=[2, 10]", "eval.episodes=24", "eval.tuning_episodes=12", "eval.bootstrap=100"]
-SMALL += ["rl.n_envs=4", "rl.ppo.n_steps=16", "rl.ppo.batch_size=32", "rl.ppo.n_epochs=1", "rl.validation_episodes=4"]
+SMALL += ["rl.n_envs=4", "rl.ppo.n_steps=16", "rl.ppo.batch_size=32", "rl.ppo.n_epochs=1", "rl.validation_episodes=4", "rl.ppo.demonstrations=100"]
 SMALL += ["rl.hidden_size=8", "rl.total_timesteps=64"]
 NAMES = ["no-op", "random", "best constant", "ping-pong", "threshold on risk", "threshold on anomaly", "CUSUM", "playbook", "Bayes filter", "planner"]
 

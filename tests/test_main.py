@@ -26,7 +26,8 @@ TINY = [
     "data.synthetic_rows_per_class=400", "lstm.training.epochs=1", "lstm.training.stride=10", "lstm.model.hidden_size=16", "lstm.training.loss=focal",
     "temporal.training.epochs=1", "temporal.training.stride=10", "temporal.model.hidden_size=16", "temporal.training.loss=focal",
     "sae.training.epochs=2", "sae.model.encoder_units=[8]", "sae.model.decoder_units=[8]",
-    "rl.total_timesteps=2048", "rl.seeds=2", "rl.n_envs=16", "rl.ppo.n_steps=64", "rl.ppo.batch_size=256", "rl.validation_episodes=4", "rl.hidden_size=8",
+    "rl.total_timesteps=2048", "rl.seeds=2", "rl.n_envs=16", "rl.ppo.n_steps=64", "rl.ppo.batch_size=256", "rl.validation_episodes=4",
+    "rl.ppo.demonstrations=100", "rl.hidden_size=8",
     "eval.episodes=20", "eval.tuning_episodes=10", "eval.bootstrap=100", "env.scenario=home", "compute.threads=1",
 ]  # fmt: skip
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "ciciot2023"
