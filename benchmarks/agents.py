@@ -12,7 +12,7 @@ from benchmarks.parts import PartedBenchmark
 AGENTS = PartedBenchmark(
     "agents",
     "benchmarks.agents_",
-    ("contest", "transfer", "throughput"),
+    ("contest", "ceiling", "transfer", "throughput"),
     ("envs",),
     seeds=10,
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import agents_ablations, agents_algorithms, agents_contest, agents_costs, agents_transfer, report, trained
+from benchmarks import agents_ablations, agents_algorithms, agents_ceiling, agents_contest, agents_costs, agents_transfer, report, trained
 from benchmarks.common import PartOptions
 from benchmarks.trained import World
 from src.config import load_config
@@ -23,7 +23,7 @@ TINY += [
 ]
 TINY += ["rl.hidden_size=8"]
 OPTIONS = PartOptions(quick=True, root=Path(), shared=Path(), seeds=2)
-PARTS = (agents_contest, agents_algorithms, agents_ablations, agents_transfer, agents_costs)
+PARTS = (agents_ceiling, agents_contest, agents_algorithms, agents_ablations, agents_transfer, agents_costs)
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +72,13 @@ def test_algorithms_and_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     _, tables = agents_costs.measure(OPTIONS)
     assert [row["times dearer"] for row in tables["cost ratio"]] == [0.5, 2.0]
     assert all(np.isfinite(list(row.values())).all() for row in tables["cost ratio"])
+
+
+def test_perfect_readings_leave_the_filter_little_to_wonder_about() -> None:
+    _, tables = agents_ceiling.measure(OPTIONS)
+    rows = {(row["side"], row["readings"]): row for row in tables["perfect readings"]}
+    for side in ("seen", "held out"):
+        plain, sure = rows[side, "as they are"], rows[side, "never wrong"]
+        assert plain["H of the Bayes filter"] == 0.0
+        assert plain["planner"] == sure["planner"]  # who reads nothing
+        assert sure["threshold on risk"] > plain["threshold on risk"]
