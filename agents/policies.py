@@ -45,49 +45,39 @@ def discrete(space: spaces.Space) -> int:
     return int(space.n)
 
 
-class ActorCritic(ActorCriticPolicy):
+class _Furnished:
+    """Our networks in the places of an actor-critic policy's own."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any, *, shape: Shape, **kwargs: Any) -> None:
+        discrete(action_space)
+        self.shape = shape
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)  # type: ignore[call-arg]
+
+    def _build(self, lr_schedule: Any) -> None:
+        _furnish(self, self.shape, lr_schedule)
+
+
+class ActorCritic(_Furnished, ActorCriticPolicy):
     """Of PPO and A2C."""
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any, *, shape: Shape, **kwargs: Any) -> None:
-        """Build networks and optimiser."""
-        discrete(action_space)
-        self.shape = shape
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
-    def _build(self, lr_schedule: Any) -> None:
-        _furnish(self, self.shape, lr_schedule)
-
-
-class MaskableActorCritic(MaskableActorCriticPolicy):
+class MaskableActorCritic(_Furnished, MaskableActorCriticPolicy):
     """Of MaskablePPO."""
 
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any, *, shape: Shape, **kwargs: Any) -> None:
-        """Build networks and optimiser."""
-        discrete(action_space)
-        self.shape = shape
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
-    def _build(self, lr_schedule: Any) -> None:
-        _furnish(self, self.shape, lr_schedule)
-
-
-class RecurrentActorCritic(RecurrentActorCriticPolicy):
+class RecurrentActorCritic(_Furnished, RecurrentActorCriticPolicy):
     """Of RecurrentPPO: each device has its own state of one shared LSTM, which the actor trains and the critic reads."""
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Any, *, shape: Shape, devices: int, units: int, **kwargs: Any
     ) -> None:
         """Build networks and optimiser."""
-        discrete(action_space)
-        self.shape = shape
-        super().__init__(observation_space, action_space, lr_schedule, lstm_hidden_size=1, shared_lstm=True, enable_critic_lstm=False, **kwargs)
+        small = {"lstm_hidden_size": 1, "shared_lstm": True, "enable_critic_lstm": False}  # of the LSTM that is replaced below
+        super().__init__(observation_space, action_space, lr_schedule, shape=shape, **small, **kwargs)
         memory = DeviceMemory(shape, devices, units)
         self.lstm_actor = memory  # type: ignore[assignment]
         self.lstm_hidden_state_shape = (1, 1, memory.hidden_size)
         _furnish(self, memory.remembering(), lr_schedule)
-
-    def _build(self, lr_schedule: Any) -> None:
-        _furnish(self, self.shape, lr_schedule)  # what the base class needs before there is a memory
 
 
 def _furnish(policy: Any, shape: Shape, lr_schedule: Any) -> None:

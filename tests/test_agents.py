@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from agents.baselines import Constant, Random
 from agents.bayes import BayesFilter
 from agents.belief import Belief, Knowledge
+from agents.demonstrations import _returns as discounted
 from agents.factory import AlgorithmFactory
 from agents.factory import sight as configured
 from agents.learned import load_policy
@@ -363,6 +364,15 @@ def test_every_algorithm_goes_on_as_if_it_had_not_been_interrupted(name: str, ba
     parts = trainer.train(seed=2, on_metrics=lambda _, step: steps.append(step), resume=True)
     assert 64 < steps[0] < steps[-1] == 512
     assert same(weights(parts), weights(whole))
+
+
+def test_returns_are_whole_where_the_end_was_seen() -> None:
+    rewards = np.array([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0], [8.0, 8.0]], np.float32)
+    ends = np.array([[False, False], [True, False], [False, False], [False, True]])
+    value, whole = discounted(rewards, ends, 0.5)
+    np.testing.assert_array_equal(whole, [[True, True], [True, True], [False, True], [False, True]])
+    np.testing.assert_allclose(value[:, 1], [1 + 1 + 1 + 1, 2 + 2 + 2, 4 + 4, 8])
+    np.testing.assert_allclose(value[:2, 0], [2, 2])  # nothing of the next episode
 
 
 def test_demonstrations_are_followed(bank: TraceBank, tmp_path: Path) -> None:
