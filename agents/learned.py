@@ -172,11 +172,14 @@ def load_policy(folder: Path, simulation: Simulation | None = None, seed: int = 
     meta = open_artifact(folder, KIND)
     try:
         trained = Layout(**meta["layout"])
+        told = EnvConfig.model_validate(meta["config"]["env"])
         if simulation is None:
-            env, layout, network = EnvConfig.model_validate(meta["config"]["env"]), trained, build_network(meta["scenario"])
+            env, layout, network = told, trained, build_network(meta["scenario"])
         else:
             _check_fit(folder, meta, simulation)
-            env, layout, network = simulation.config.env, simulation.layout, simulation.network
+            # How often and when somebody comes is what it was told in training, not what this world is set to: a defender cannot know.
+            env = simulation.config.env.model_copy(update={"attack_free": told.attack_free, "start_range": told.start_range})
+            layout, network = simulation.layout, simulation.network
         sight = Sight(layout, meta["belief"])
         options = meta["network"]
         shape = Shape(options["kind"], sight.width, sight.wide, layout.devices, options["hidden_size"], options["masked"])

@@ -307,7 +307,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "agents_algorithms": agents(
         "algorithms: algorithms", "agent_choices", agents="algorithm", **GROUPS, minus_ppo="minus PPO", minus_ppo__interval="its 95 % interval"
     ),
-    "agents_ablations": agents("ablations: ablations", agents="PPO", **GROUPS, minus_as_it_is="minus as it is", minus_as_it_is__interval="its 95 % interval"),
+    "agents_ablations": agents(
+        "ablations: ablations", "agent_choices", agents="PPO", **GROUPS, minus_as_it_is="minus as it is", minus_as_it_is__interval="its 95 % interval"
+    ),
     "agents_losses": agents("contest: return lost, held out", without="noise for", value="return lost", value__interval="95 % interval"),
     "agents_transfer": agents(
         "transfer: other networks",

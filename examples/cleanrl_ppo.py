@@ -10,8 +10,10 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from agents.networks import DeviceSetNetwork
+from agents.networks import Actor, Critic, Shape
+from agents.sight import Sight
 from envs import IoTVectorEnv
+from envs.world import Layout
 from examples.common import Clock, compare, flags, launch, masks
 
 STEPS, MINIBATCHES, EPOCHS = 128, 8, 4
@@ -35,6 +37,21 @@ class Mlp(nn.Module):
         return self.actor(observation), self.critic(observation).squeeze(1)
 
 
+class DeviceSet(nn.Module):
+    """The product's networks, one for all devices, without its belief."""
+
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.sight = Sight(layout, belief=False)
+        shape = Shape("devices", self.sight.width, self.sight.wide, layout.devices, hidden_size=64, masked=True)
+        self.actor, self.critic = Actor(shape), Critic(shape)
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, inputs) -> logits (B, actions) and values (B,)."""
+        shown = torch.from_numpy(self.sight.show(self.sight.layout.split(observation.numpy()), None))
+        return self.actor(shown), self.critic(shown).squeeze(1)
+
+
 class Agent:
     """The network, masked."""
 
@@ -43,7 +60,7 @@ class Agent:
         self.layout = env.simulation.layout
         self.network: nn.Module
         if devices_as_a_set:  # one network for all devices, whatever their number
-            self.network = DeviceSetNetwork(self.layout, 64)
+            self.network = DeviceSet(self.layout)
         else:
             self.network = Mlp(env.single_observation_space.shape[0], int(env.single_action_space.n))
 
@@ -62,7 +79,7 @@ class Agent:
 def main() -> None:
     """Train, then compare."""
     words = flags(__doc__, timesteps=600_000, n_envs=64)
-    words.add_argument("--device-set", action="store_true", help="the product's network, which knows that devices are a set, in place of an MLP")
+    words.add_argument("--device-set", action="store_true", help="the product's networks, which know that devices are a set, in place of an MLP")
     args = words.parse_args()
     torch.manual_seed(args.seed)
     env = IoTVectorEnv(args.n_envs, scenario=args.scenario, split="agent", flatten=True)

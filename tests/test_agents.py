@@ -2,6 +2,7 @@
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -519,6 +520,22 @@ def test_a_policy_of_one_network_acts_in_another(bank: TraceBank, trained: Path)
     policy = load_policy(trained, env.simulation)
     actions, _ = policy.predict(env.reset(seed=0)[0])
     assert actions.shape == (4,)
+
+
+def test_that_nobody_will_come_is_not_told(tiny: Config, bank: TraceBank, trained: Path) -> None:
+    """In a world without attacks the agent believes what it does elsewhere, of the same observations."""
+    env = IoTVectorEnv(16, bank=bank, config=tiny, flatten=True)
+    calm = IoTVectorEnv(16, bank=bank, config=tiny, flatten=True, attack_free=1.0, start_range=(3, 3))
+    one, other = load_policy(trained, env.simulation), load_policy(trained, calm.simulation)
+    flat, _ = env.reset(seed=0)
+    states: list[Any] = [None, None]
+    for _ in range(20):
+        actions, states[0] = one.predict(flat, states[0], deterministic=True)
+        _, states[1] = other.predict(flat, states[1], deterministic=True)
+        for mine, theirs in zip(*states, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        flat = env.step(actions)[0]
+    assert states[0].modes[:, 0].max() < 0.9  # somebody may well have come
 
 
 def test_altered_or_unfit_policies_are_refused(tiny: Config, bank: TraceBank, tmp_path: Path, trained: Path) -> None:
