@@ -535,7 +535,7 @@ def test_that_nobody_will_come_is_not_told(tiny: Config, bank: TraceBank, traine
         for mine, theirs in zip(*states, strict=True):
             np.testing.assert_array_equal(mine, theirs)
         flat = env.step(actions)[0]
-    assert states[0].modes[:, 0].max() < 0.9  # somebody may well have come
+    assert states[0].modes[:, 0].max() < 0.99  # somebody may well have come
 
 
 def test_altered_or_unfit_policies_are_refused(tiny: Config, bank: TraceBank, tmp_path: Path, trained: Path) -> None:
