@@ -120,12 +120,9 @@ class BayesFilter:
 
 
 def bayes_candidates(config: Config, bank: TraceBank, layout: Layout) -> Iterator[BayesFilter]:
-    """The grid that tuning walks; all learn from `calibrate`, so that `agent` is left for the choice.
-
-    No more trust than 1.3: `calibrate` and `agent` are of the same hours, and what readings say of their few hundred benign windows holds less later.
-    """
+    """The grid that tuning walks; all learn from `calibrate`, so that `agent` is left for the choice."""
     knowledge: Knowledge | None = None
-    for restore, late, trust in product((60.0, 120.0, 240.0), (1.0, 2.0), (0.7, 1.0, 1.3)):
+    for restore, late, trust in product((60.0, 120.0, 240.0), (1.0, 2.0), (1.3, 1.6, 2.0)):
         candidate = BayesFilter(config, bank, layout, Foresight(restore, late, trust), knowledge=knowledge)
         knowledge = candidate.belief.knowledge
         yield candidate
