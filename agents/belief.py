@@ -40,6 +40,9 @@ CONDITIONS = len(STAGES)
 LIMIT = 10.0
 """Largest logarithm of a likelihood ratio that one window is trusted with, either way."""
 
+INDEPENDENT = 125
+"""Windows that those learned from count as, however many they are: neighbours overlap, and most are of few captures."""
+
 TRUST = 1.6
 """Exponent of the likelihoods: below 1 believes readings less, above 1 more, than their fit says."""
 
@@ -144,9 +147,9 @@ def _evidence(bank: TraceBank, classes: NDArray[np.int64], family: NDArray[np.in
     weight = 1.0 / (in_class[bank.label[rows]] * in_family[label])
     columns = _columns(np.array(bank.sensors[rows]))
     scaler = StandardScaler().fit(columns)
-    # Neighbouring windows overlap, so a side holds far fewer independent ones than rows, and benign ones are few: hence the strong
-    # regularisation. With less of it, readings that are good on these windows were believed on later ones where they are not.
-    model = LogisticRegression(C=0.01, max_iter=1000).fit(scaler.transform(columns), label, sample_weight=weight * len(rows) / weight.sum())
+    # With less regularisation, readings that are good on these windows were believed on later ones where they are not.
+    weight *= len(rows) / weight.sum()
+    model = LogisticRegression(C=INDEPENDENT / len(rows), max_iter=1000).fit(scaler.transform(columns), label, sample_weight=weight)
     # Scaling is folded into the weights.
     weights = (model.coef_[1:] - model.coef_[0]) / scaler.scale_  # (C, columns); ordinary traffic, 0, comes first
     return weights.T.astype(np.float32), (model.intercept_[1:] - model.intercept_[0] - weights @ scaler.mean_).astype(np.float32)
