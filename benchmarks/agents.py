@@ -1,4 +1,4 @@
-"""Agents (requirement G): the contest and its gates, other networks, the speed of training; one result file and table from all.
+"""Agents (requirement G): the contest and its gates, what perfect readings would be worth, other networks; one result file and table from all.
 
 `python -m benchmarks.agents` measures each part that was not measured by this code on these data before, and writes `results/agents.json`;
 `--part NAME` measures one and prints it. Trained agents are kept below `artifacts/benchmarks`, so that a run that was cut off goes on.
@@ -12,7 +12,7 @@ from benchmarks.parts import PartedBenchmark
 AGENTS = PartedBenchmark(
     "agents",
     "benchmarks.agents_",
-    ("contest", "ceiling", "transfer", "throughput"),
+    ("contest", "ceiling", "transfer"),
     ("envs",),
     seeds=10,
 )

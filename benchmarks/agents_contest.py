@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from agents.benchmark import BenchmarkRunner
+from agents.learned import load_policy
 from benchmarks.common import ROOT, Gate, PartOptions
 from benchmarks.trained import real_world, train
 from envs.scenarios import build_network
@@ -39,9 +41,7 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
     return found.gates(), tables
 
 
-def _validated(folder: Any) -> dict[str, Any]:
-    from agents.learned import load_policy
-
+def _validated(folder: Path) -> dict[str, Any]:
     meta = load_policy(folder).meta
     return {"steps": meta["timesteps"], "validation": meta["validation"]}
 

@@ -165,7 +165,7 @@ def both(*shows: Callable[[], str]) -> Callable[[], str]:
 
 
 GATE_HEAD = ["gate", "measured", "95 % interval", "target", "met"]
-AGENT_HEADLINES = ("G5.score", "G5.score.seen", "G5.improvement", "G5.drop", "G5.constant_scale", "G5.exploits", "G5.shuffled", "G.speed.ppo")
+AGENT_HEADLINES = ("G5.score", "G5.score.seen", "G5.improvement", "G5.drop", "G5.constant_scale", "G5.exploits", "G5.shuffled")
 
 SENSOR_HEADLINES = (
     "C4.rows", "C4.pooled", "C4.stats", "D13.base", "D13.calibration", "D13.uncertainty", "D13.selective", "D13.site", "D13.site.false_alarms",
