@@ -47,27 +47,36 @@ def imitate(model: BaseAlgorithm, scaler: VecNormalize, config: Config, bank: Tr
     teacher = BayesFilter(config, bank, env.simulation.layout, Foresight(restore=120.0, late=1.0), knowledge=knowledge)
     rng, shuffle = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     scaler.seed(seed)
-    seen, state, starts = scaler.reset(), None, np.ones(env.num_envs, np.bool_)
-    inputs, orders, rewards, ends = [], [], [], []
-    for _ in range(-(-steps // env.num_envs)):
+    seen: Any = scaler.reset()
+    state, starts = None, np.ones(env.num_envs, np.bool_)
+    count = -(-steps // env.num_envs)
+    X = np.empty((count, *seen.shape), np.float32)  # (T, E, size); the large one, so it is kept once
+    Y, rewards, ends = np.empty(X.shape[:2], np.int64), np.empty(X.shape[:2], np.float32), np.empty(X.shape[:2], np.bool_)
+    for t in range(count):
         parts, memory = teacher.belief.hear(state, env.simulation.observe(), starts)
-        wise = teacher.decide(memory, parts)
-        inputs.append(seen)
-        orders.append(wise)
+        X[t], Y[t] = seen, teacher.decide(memory, parts)
         masks = env.action_masks()
         any_order = np.where(masks, rng.random(masks.shape), -1.0).argmax(axis=1)
-        taken = np.where(rng.random(env.num_envs) < STRAYING, any_order, wise)
+        taken = np.where(rng.random(env.num_envs) < STRAYING, any_order, Y[t])
         state = teacher.belief.advance(memory, parts, taken)
-        seen, reward, starts, _ = scaler.step(taken)  # type: ignore[assignment]
-        rewards.append(reward)
-        ends.append(starts)
-    X, Y = torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(orders))  # (T, E, ...), (T, E)
-    value, whole = _returns(np.stack(rewards), np.stack(ends), scaler.gamma)
-    policy: Any = model.policy
-    _fit(policy.action_net, nn.functional.cross_entropy, X.flatten(0, 1), Y.flatten(), shuffle, model.device)
-    known = torch.from_numpy(whole)
-    critic = X[known], torch.from_numpy(value)[known]
-    _fit(policy.value_net, lambda found, wanted: nn.functional.mse_loss(found.squeeze(1), wanted), *critic, shuffle, model.device)
+        seen, rewards[t], starts, _ = scaler.step(taken)  # type: ignore[assignment]
+        ends[t] = starts
+    value, whole = _returns(rewards, ends, scaler.gamma)
+    shown_then, policy = torch.from_numpy(X).flatten(0, 1), model.policy
+    every, known = torch.arange(len(shown_then)), torch.from_numpy(np.flatnonzero(whole))
+
+    def fit(network: Any, loss: Callable[[Tensor, Tensor], Tensor], wanted: NDArray[Any], rows: Tensor) -> None:
+        answers, optimizer = torch.from_numpy(wanted).flatten(), torch.optim.Adam(network.parameters(), RATE)
+        for _ in range(EPOCHS):
+            for batch in rows[torch.randperm(len(rows), generator=shuffle)].split(BATCH):
+                cost = loss(network(shown_then[batch].to(model.device)), answers[batch].to(model.device))
+                optimizer.zero_grad()
+                cost.backward()
+                optimizer.step()
+
+    fit(policy.action_net, nn.functional.cross_entropy, Y, every)
+    if len(known):  # else no episode ended, and no return is known
+        fit(policy.value_net, lambda found, wanted: nn.functional.mse_loss(found.squeeze(1), wanted), value, known)
 
 
 def _returns(rewards: NDArray[np.float32], ends: NDArray[np.bool_], gamma: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -79,13 +88,3 @@ def _returns(rewards: NDArray[np.float32], ends: NDArray[np.bool_], gamma: float
         later = rewards[t] + gamma * np.where(ends[t], 0.0, later).astype(np.float32)
         value[t], whole[t] = later, seen
     return value, whole
-
-
-def _fit(network: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], X: Tensor, Y: Tensor, shuffle: torch.Generator, device: torch.device) -> None:
-    optimizer = torch.optim.Adam(network.parameters(), RATE)
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(X), generator=shuffle).split(BATCH):
-            cost = loss(network(X[rows].to(device)), Y[rows].to(device))
-            optimizer.zero_grad()
-            cost.backward()
-            optimizer.step()

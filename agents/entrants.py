@@ -25,8 +25,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from envs import IoTEnv, IoTVectorEnv
-from envs.dynamics import End, Order
-from envs.world import Layout, Simulation
+from envs.dynamics import End
+from envs.world import Layout, Simulation, action_names
 from src.config import Config, nearest
 from src.data.bank import TraceBank
 from src.errors import UserError
@@ -62,7 +62,7 @@ class PublicFacts:
     def of(cls, simulation: Simulation) -> PublicFacts:
         """The facts of a world, without a way back to it."""
         names, env = simulation.network.names, simulation.config.env
-        actions = ("MONITOR", *(f"{order.name} {name}" for name in names for order in list(Order)[1:]))
+        actions = action_names(names)
         layout = simulation.layout
         return cls(
             simulation.network.name, names, actions, layout, layout.flat_space(), layout.dict_space(), spaces.Discrete(len(actions)), env.horizon,

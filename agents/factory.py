@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agents.networks import Shape
 from agents.policies import ActorCritic, MaskableActorCritic, QuantilePolicy, RecurrentActorCritic, ValuePolicy
 from agents.sight import Sight
+from envs.world import Layout
 from src.config import Config, DQNConfig, OnPolicyConfig, nearest
 from src.errors import UserError
 
@@ -20,10 +21,14 @@ VALUED = ("dqn", "qrdqn")
 """Algorithms without an actor: they learn what each action is worth, and are shown no truth."""
 
 
-def sight(config: Config, layout: Any) -> Sight:
+def believes(config: Config) -> bool:
+    """Whether the configured algorithm is shown a belief; an LSTM remembers for itself."""
+    return config.rl.memory == "belief" and config.rl.algorithm != "recurrent_ppo"
+
+
+def sight(config: Config, layout: Layout) -> Sight:
     """What the configured algorithm is shown of observations of a layout."""
-    rl = config.rl
-    return Sight(layout, rl.memory == "belief" and rl.algorithm != "recurrent_ppo", rl.privileged_critic and rl.algorithm not in VALUED)
+    return Sight(layout, believes(config), config.rl.privileged_critic and config.rl.algorithm not in VALUED)
 
 
 class AlgorithmFactory:

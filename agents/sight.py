@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from agents.belief import Belief, Floats
-from envs.attackers import Stage
+from envs.attackers import PROFILES, Stage
 from envs.world import KINDS, Layout, Simulation
 from src.data.bank import FEATURE_BOUND
 
@@ -30,10 +30,7 @@ by the margin, then brought to the scale of the other inputs."""
 MOST = 10.0
 """No input is larger."""
 
-ATTACKERS = 8
-"""Floats for who attacks, in the truth."""
-
-TRUTH = len(Stage) + 6 + ATTACKERS
+TRUTH = len(Stage) + 6 + len(PROFILES)
 """Floats a device of the truth."""
 
 
@@ -91,10 +88,10 @@ class Sight:
 
 
 def hidden_state(simulation: Simulation) -> NDArray[np.float32]:
-    """(E, D, 19) the truth: each device's stage one-hot, block got round, scouted, attack shown, attacker present, hiding, never coming, who."""
+    """(E, D, TRUTH) the truth: each device's stage one-hot, block got round, scouted, attack shown, attacker present, hiding, never coming, who."""
     devices, sites = simulation.devices, simulation.sites
     start, shape = sites["start"], devices.shape
     about = [(start >= 0) & (sites["step"] >= start), sites["dormant"] > 0, start < 0]
     flags = [devices["evaded"], devices["known"], devices["attack_shown"], *(np.broadcast_to(one[:, None], shape) for one in about)]
-    who = np.broadcast_to(np.eye(ATTACKERS, dtype=np.float32)[sites["profile"]][:, None], (*shape, ATTACKERS))
+    who = np.broadcast_to(np.eye(len(PROFILES), dtype=np.float32)[sites["profile"]][:, None], (*shape, len(PROFILES)))
     return np.concatenate([np.eye(len(Stage), dtype=np.float32)[devices["stage"]], np.stack(flags, axis=2), who], axis=2, dtype=np.float32)

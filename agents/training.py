@@ -25,13 +25,13 @@ from stable_baselines3.common.vec_env import VecNormalize
 from agents.belief import Belief, Knowledge
 from agents.checkpoints import own_randomness, remove_checkpoint, restore_checkpoint, write_checkpoint
 from agents.demonstrations import TAUGHT, imitate
-from agents.factory import AlgorithmFactory, sight
+from agents.factory import AlgorithmFactory, believes, sight
 from agents.learned import KIND, NETWORKS
 from agents.vec_env import IoTSB3VecEnv, ShownVecEnv
 from envs import IoTVectorEnv
 from envs.dynamics import TERMS, End, Order
 from envs.scenarios import build_network
-from envs.world import KINDS, Simulation
+from envs.world import KINDS, Simulation, action_names
 from src.artifacts import new_artifact, open_artifact
 from src.config import Config
 from src.data.bank import TraceBank
@@ -58,8 +58,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 def knowledge_of(config: Config, bank: TraceBank) -> Knowledge | None:
     """What the belief rests on, where the configured agent is shown one."""
-    rl = config.rl
-    return Knowledge.learn(config, bank) if rl.memory == "belief" and rl.algorithm != "recurrent_ppo" else None
+    return Knowledge.learn(config, bank) if believes(config) else None
 
 
 def learning_env(config: Config, bank: TraceBank, count: int, knowledge: Knowledge | None, sensor: Sensor | None = None) -> VecNormalize:
@@ -111,7 +110,7 @@ class RLTrainer:
             resume: go on from the checkpoint of an interrupted run, or return at once where the agent is already trained.
 
         Returns:
-            Folder of the artifact: `policy.safetensors` and `meta.json`.
+            Folder of the artifact: `policy.safetensors`, `meta.json`, and `knowledge.safetensors` where the agent is shown a belief.
 
         Raises:
             UserError: when configuration or bank differ from the interrupted run's, or the folder cannot be written.
@@ -171,7 +170,7 @@ class RLTrainer:
             "belief": knowledge is not None,
             "scenario": self.config.env.scenario,
             "devices": names,
-            "actions": ["MONITOR", *(f"{order.name} {name}" for name in names for order in list(Order)[1:])],
+            "actions": action_names(names),
             "features": self.config.env.features,
             "sensors": self.bank.sensor_names,
             "traffic": {"source": self.bank.source, "site": self.bank.site, "sensor": self.bank.sensor, "split": simulation.split},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,11 @@ from src.predictor.interface import Sensor
 
 KINDS = len(Order) - 1
 """Addressable kinds of order: all but MONITOR."""
+
+
+def action_names(devices: Sequence[str]) -> tuple[str, ...]:
+    """What each addressed action does, by its index: `MONITOR`, then `BLOCK camera-1` and so on, device by device."""
+    return ("MONITOR", *(f"{order.name} {name}" for name in devices for order in list(Order)[1:]))
 
 
 @dataclass(frozen=True)

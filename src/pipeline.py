@@ -349,10 +349,16 @@ class Run:
         self.keep(reliability_figure({"families": reliability(truth, said)}, self.source), "reliability", log)
 
     def _register(self, agent: Path, runner: BenchmarkRunner, log: Tracker) -> None:
-        env = runner.env(8)
+        env, steps = runner.env(1), 8
+        policy, state = load_policy(agent, env.simulation), None
         observation, _ = env.reset(seed=TEST_SEED)
-        actions, _ = load_policy(agent, env.simulation).predict(observation, deterministic=True)
-        log.log_model("defence-agent", agent, "agents.serving", observation, actions)
+        seen, given = [], []
+        for _ in range(steps):  # of one episode, as the served agent reads them
+            action, state = policy.predict(observation, state, deterministic=True)
+            seen.append(observation)
+            given.append(action)
+            observation, *_ = env.step(action)
+        log.log_model("defence-agent", agent, "agents.serving", np.concatenate(seen), np.concatenate(given))
 
     def _finish(self, found: BenchmarkAnalyzer, log: Tracker) -> None:
         title = f"{self.config.eval.episodes} held-out episodes of '{self.config.env.scenario}', {self.source} traffic: mean return with 95 % interval"

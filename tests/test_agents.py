@@ -20,6 +20,7 @@ from agents.factory import AlgorithmFactory
 from agents.factory import sight as configured
 from agents.learned import load_policy
 from agents.networks import MASKED, Actor, Critic, Shape, Values
+from agents.serving import ServedAgent
 from agents.sight import TRUTH, Sight, hidden_state
 from agents.training import VALIDATION_SEED, RLTrainer
 from agents.vec_env import IoTSB3VecEnv, ShownVecEnv
@@ -520,6 +521,23 @@ def test_a_policy_of_one_network_acts_in_another(bank: TraceBank, trained: Path)
     policy = load_policy(trained, env.simulation)
     actions, _ = policy.predict(env.reset(seed=0)[0])
     assert actions.shape == (4,)
+
+
+def test_a_served_agent_reads_an_episode_in_order(tiny: Config, bank: TraceBank, trained: Path) -> None:
+    """What MLflow serves answers an episode's observations as the agent did when it played them; alone, a late one is answered without its past."""
+    env = IoTVectorEnv(1, bank=bank, config=tiny, flatten=True)
+    policy, state = load_policy(trained, env.simulation), None
+    flat, _ = env.reset(seed=0)
+    seen, given, beliefs = [], [], []
+    for _ in range(25):
+        action, state = policy.predict(flat, state, deterministic=True)
+        seen.append(flat)
+        given.append(action)
+        beliefs.append(state.modes)
+        flat = env.step(action)[0]
+    np.testing.assert_array_equal(ServedAgent(load_policy(trained)).predict(np.concatenate(seen)), np.concatenate(given))
+    _, alone = policy.predict(seen[-1], deterministic=True)
+    assert not np.allclose(alone.modes, beliefs[-1])
 
 
 def test_that_nobody_will_come_is_not_told(tiny: Config, bank: TraceBank, trained: Path) -> None:
