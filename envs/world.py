@@ -7,7 +7,7 @@ import logging
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -379,8 +379,9 @@ def settle(config: Config | None, scenario: Path | str | None, settings: dict[st
     return base.model_copy(update={"env": env})
 
 
+@cache
 def _announce_compilation() -> None:
-    """Say once a machine why the first step takes seconds."""
+    """Say once a machine, and once a process however many environments it makes, why the first step takes seconds."""
     cache = Path(dynamics.__file__).parent / "__pycache__"
     if not any(cache.glob("dynamics.step-*.nbi")):
         logging.getLogger(__name__).warning("compiling the environment's dynamics, once on this machine (about 20 seconds) ...")
