@@ -32,11 +32,13 @@ def shuffled(windows: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 def train(model: LSTMAutoencoder, windows: NDArray[np.float32], steps: int) -> LSTMAutoencoder:
     data, optimizer = torch.from_numpy(windows), torch.optim.Adam(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        loss = model.loss(data[torch.randint(len(data), (64,), generator=generator)])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # dropout draws from torch's own numbers
+        for _ in range(steps):
+            loss = model.loss(data[torch.randint(len(data), (64,), generator=generator)])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     return model.eval()
 
 
