@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from agents.baselines import Actions, address
-from agents.belief import ATTACKED, ATTACKED_ROUND, HELD, IMPACT, PROBED, PROBED_ROUND, TRUST, Belief, Floats, Knowledge, Memory
+from agents.belief import TRUST, Belief, Floats, Knowledge, Memory
+from agents.filtering import ATTACKED, ATTACKED_ROUND, HELD, IMPACT, PROBED, PROBED_ROUND
 from envs.dynamics import FOOTHOLD_DAMAGE, Order
 from envs.scenarios import build_network
 from envs.world import KINDS, Layout

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from agents.filtering import ATTACKED, ATTACKED_ROUND, CONDITIONS, FRESH, NUMBERS, Attackers, advance, listen
 from envs.attackers import FLOODS, PROFILE, Stage, cast, emission_table, profile_table
 from envs.dynamics import FADING, LOUDNESS, Order
 from envs.scenarios import FAMILIES, Network
@@ -29,13 +30,8 @@ from src.errors import UserError
 Floats = NDArray[np.floating[Any]]
 """Single precision, throughout the belief."""
 
-FRESH, KNOWN, PROBED, PROBED_ROUND, ATTACKED, ATTACKED_ROUND, HELD, IMPACT = range(8)
-"""Conditions of a device: clean, clean but scouted, probed, under attack (each also round the block in force), foothold, impact."""
-
 STAGES = (Stage.CLEAN, Stage.CLEAN, Stage.PROBED, Stage.PROBED, Stage.ATTACKED, Stage.ATTACKED, Stage.COMPROMISED, Stage.IMPACT)
-"""Stage of each condition."""
-
-CONDITIONS = len(STAGES)
+"""Stage of each condition (`agents.filtering`)."""
 
 LIMIT = 10.0
 """Largest logarithm of a likelihood ratio that one window is trusted with, either way."""
@@ -186,8 +182,19 @@ class Belief:
         self._success = self._numbers["compromise"] * (knowledge.breaks_in @ network.weakness.T.astype(np.float32))  # (P, D)
         # An insider's zone is unknown; each device's is as likely as another's.
         exposed, inside = network.reach[0][network.zone], (network.zone[:, None] == network.zone).mean(axis=1)
-        self._open = np.where(self._numbers["insider"] > 0, np.maximum(exposed, inside), exposed).astype(np.float32)  # (P, D) reached from the start
-        self._opens = network.reach[1:][network.zone][:, network.zone].astype(np.float32)  # (D, D) reached from a foothold on each device
+        opened = np.where(self._numbers["insider"] > 0, np.maximum(exposed, inside), exposed)  # (P, D)
+        rules = env.controls
+        self._rules = Attackers(
+            numbers=np.concatenate([self._numbers[name] for name in NUMBERS], axis=1, dtype=np.float32),
+            success=self._success.astype(np.float32),
+            open=opened.astype(np.float32),
+            opens=network.reach[1:][network.zone][:, network.zone].astype(np.float32),
+            fading=FADING,
+            patched=rules.restore.patch_factor,
+            limit_slows=rules.rate_limit.slows,
+            block_slows=rules.block.slows,
+            doubt=DOUBT,
+        )
 
     @property
     def _active(self) -> slice:
@@ -260,97 +267,27 @@ class Belief:
 
     def listen(self, memory: Memory, parts: dict[str, Floats]) -> Memory:
         """Take in an observation: restores that are done, and what arrived of each device."""
-        modes, belief, caution, restoring = memory
-        active = self._active
+        modes, belief, caution, restoring = memory.modes.copy(), memory.belief.copy(), memory.caution, memory.restoring
         done = restoring & (parts["controls"][..., 3] == 0) & (parts["controls"][..., 4] == 0)
-        clean = np.zeros_like(belief)
-        clean[..., FRESH] = belief[..., FRESH] + belief[..., PROBED] + belief[..., PROBED_ROUND]
-        clean[..., KNOWN] = 1.0 - clean[..., FRESH]
-        belief = np.where(done[:, None, :, None], clean, belief)
-        heard = parts["silent"][..., 0] == 0  # (E, D)
-        ratios = self.knowledge.ratios(parts["sensors"])  # (E, D, C)
-        mixed = (ratios.reshape(-1, ratios.shape[-1]) @ self.knowledge.share.reshape(ratios.shape[-1], -1)).reshape(*heard.shape, self._attackers, CONDITIONS)
-        visible = self.knowledge.visible[None, :, None] * (1.0 - caution)[:, :, None, None]  # (E, P, 1, 8)
-        likelihood = 1.0 + visible * (mixed.swapaxes(1, 2) - 1.0)  # (E, P, D, 8), over that of ordinary traffic
-        likelihood = np.where(heard[:, None, :, None], likelihood, 1.0) ** self.trust
-        # The floor keeps what rounding may have made of an impossible condition from having a negative logarithm's say.
-        joint = np.maximum(belief[:, active], 1e-9) * likelihood
-        total = joint.sum(axis=3)  # (E, P, D)
-        belief[:, active] = joint / total[..., None]
-        score = np.log(np.maximum(modes, 1e-12))
-        score[:, active] += np.log(total).sum(axis=2)
-        modes = np.exp(score - score.max(axis=1, keepdims=True))
-        return Memory(modes / modes.sum(axis=1, keepdims=True), belief, caution, restoring)
+        heard, ratios, known = parts["silent"][..., 0] == 0, self.knowledge.ratios(parts["sensors"]), self.knowledge
+        listen(modes, belief, caution, done, heard, ratios, known.share, known.visible, self.trust)
+        return Memory(modes, belief, caution, restoring)
 
     def advance(self, memory: Memory, parts: dict[str, Floats], actions: NDArray[np.int64]) -> Memory:
         """From the beginning of a step, with its addressed orders (E,) given, to its end, before anything is seen of it."""
-        modes, belief, caution = memory.modes.copy(), memory.belief.copy(), memory.caution
-        active, hidden, number = self._active, self._hidden, self._numbers
-        told = np.zeros((len(modes), self._devices), np.int64)
-        rows, device, kind = np.arange(len(modes)), np.maximum(actions - 1, 0) // KINDS, (actions - 1) % KINDS
+        told = np.zeros((len(actions), self._devices), np.int64)
+        rows, device, kind = np.arange(len(actions)), np.maximum(actions - 1, 0) // KINDS, (actions - 1) % KINDS
         changes = (actions > 0) & (parts["valid"][rows, device, kind] > 0)
         told[rows, device] = np.where(changes, kind + 1, Order.MONITOR)
         due = parts["controls"][..., 4] > 0  # a restore, the only order that takes its time
         kept = ~due & (told != Order.RELEASE)
         limit, block, isolate = ((((parts["controls"][..., i]) > 0) | (told == kind)) & kept for i, kind in enumerate((1, 2, 3)))
         restore = due | (parts["controls"][..., 3] > 0)
-        down = isolate | restore
-
-        # Who is there: someone may come; nobody's description may fit; who loses a foothold may hide; who hides comes back.
-        coming = modes[:, :1] * self._hazard(self.step(parts, self._env.horizon))[:, None]
-        modes[:, :1] -= coming
-        clean = np.eye(CONDITIONS, dtype=np.float32)[FRESH]
-        _mix(modes, belief, active, np.repeat(coming / self._attackers, self._attackers, axis=1), clean)
-        spread = modes[:, active] * DOUBT
-        whole = spread.sum(axis=1, keepdims=True)
-        mean = np.einsum("ep,epds->eds", spread, belief[:, active]) / np.maximum(whole, 1e-30)[..., None]
-        modes[:, active] -= spread
-        _mix(modes, belief, active, np.repeat(whole / self._attackers, self._attackers, axis=1), mean[:, None])
-        lost = np.where(due[:, None], belief[:, active, :, HELD:].sum(axis=3), 0.0)  # (E, P, D)
-        hides = (1.0 - np.prod(1.0 - lost, axis=2)) * (number["dormancy"][:, 0] > 0) * modes[:, active]
-        wakes = modes[:, hidden] / (1.0 + number["dormancy"][:, 0])
-        modes[:, active] -= hides
-        modes[:, hidden] -= wakes
-        left = belief[:, active].copy()
-        _mix(modes, belief, active, wakes, belief[:, hidden])
-        _mix(modes, belief, hidden, hides, left)
-        belief[:, hidden, :, HELD] += belief[:, hidden, :, IMPACT]
-        belief[:, hidden, :, IMPACT] = 0.0
-
-        # What an attacker at work does on each device; (E, P, D) throughout.
-        b = np.moveaxis(belief[:, active], 3, 0)
-        rules = self._env.controls
-        caution = 1.0 - (1.0 - caution * FADING) * (1.0 - number["caution"][:, 0]) ** lost.sum(axis=2)
-        pace, up = (1.0 - caution)[:, :, None], ~down[:, None]
-        footholds = (b[HELD] + b[IMPACT]) * up
-        busy = b[PROBED : ATTACKED_ROUND + 1].sum(axis=(0, 3))[:, :, None]
-        hands = np.maximum(number["breadth"] + number["spread"] * footholds.sum(axis=2, keepdims=True) - busy, 0.0)
-        reached = 1.0 - (1.0 - self._open) * np.exp(np.log1p(-np.minimum(footholds, 0.999)) @ self._opens)
-        turns = (1.0 - (1.0 - number["probe"] * pace / self._devices) ** hands) * reached * up
-        slowed = limit[:, None] * np.float32(rules.rate_limit.slows)
-        stop_round = np.maximum(down[:, None], slowed)
-        stop = 1.0 - (1.0 - stop_round) * (1.0 - block[:, None] * np.float32(rules.block.slows))
-        rounds = stop * number["rotate"] * block[:, None]
-        leaves, leaves_round = (stop - rounds) * number["abandon"], stop_round * number["abandon"]
-        engages, engages_round = ((1.0 - each) * number["engage"] * pace for each in (stop, stop_round))
-        success = self.chances(parts) * pace
-        wins, wins_round = (1.0 - stop) * success, (1.0 - stop_round) * success
-        bursts = number["impact"] * (1.0 - slowed) * pace * up
-        holds = (block & (parts["controls"][..., 1] > 0))[:, None]  # what was got round is another block than one set now
-        probed, probed_round = b[PROBED] + np.where(holds, 0.0, b[PROBED_ROUND]), np.where(holds, b[PROBED_ROUND], 0.0)
-        attacked, attacked_round = b[ATTACKED] + np.where(holds, 0.0, b[ATTACKED_ROUND]), np.where(holds, b[ATTACKED_ROUND], 0.0)
-        caution = 1.0 - (1.0 - caution) * (1.0 - number["caution"][:, 0]) ** (attacked * stop + attacked_round * stop_round).sum(axis=2)
-        after = np.empty_like(b)
-        after[FRESH] = b[FRESH] * (1.0 - turns) + probed * leaves + probed_round * leaves_round
-        after[KNOWN] = b[KNOWN] * (1.0 - turns) + attacked * leaves + attacked_round * leaves_round
-        after[PROBED] = b[FRESH] * turns + probed * (1.0 - leaves - engages - rounds)
-        after[PROBED_ROUND] = probed * rounds + probed_round * (1.0 - leaves_round - engages_round)
-        after[ATTACKED] = b[KNOWN] * turns + probed * engages + attacked * (1.0 - leaves - wins - rounds)
-        after[ATTACKED_ROUND] = attacked * rounds + probed_round * engages_round + attacked_round * (1.0 - leaves_round - wins_round)
-        after[HELD] = attacked * wins + attacked_round * wins_round + b[HELD] * (1.0 - bursts)
-        after[IMPACT] = b[IMPACT] + b[HELD] * bursts
-        belief[:, active] = np.moveaxis(after, 0, 3)
-        return Memory(modes, belief, caution.astype(np.float32), restore)
+        modes, belief, caution = memory.modes.copy(), memory.belief.copy(), memory.caution.copy()
+        holds = block & (parts["controls"][..., 1] > 0)
+        hazard, patched = self._hazard(self.step(parts, self._env.horizon)), parts["device"][..., 4] > 0
+        advance(modes, belief, caution, hazard, limit, block, holds, isolate | restore, due, patched, self._rules)
+        return Memory(modes, belief, caution, restore)
 
     def _hazard(self, step: NDArray[np.int64]) -> Floats:
         """(E,) chance that an attacker who has not come yet comes in this step."""
@@ -362,11 +299,3 @@ class Belief:
     def chances(self, parts: dict[str, Floats]) -> Floats:
         """(E, P, D) of an attack's success a step."""
         return self._success * np.where(parts["device"][..., 4] > 0, self._env.controls.restore.patch_factor, 1.0)[:, None].astype(np.float32)
-
-
-def _mix(modes: Floats, belief: Floats, into: slice, mass: Floats, source: Floats) -> None:
-    """Let `mass` (E, P) of probability, with the conditions `source` (..., D, 8), flow into the modes `into`."""
-    after = np.maximum(modes[:, into], 0.0) + mass  # what rounding took too much of is empty
-    share = np.divide(mass, after, out=np.zeros_like(after), where=after > 1e-30)[..., None, None]
-    belief[:, into] = belief[:, into] * (1.0 - share) + source * share
-    modes[:, into] = after

@@ -5,7 +5,8 @@ import pytest
 
 from agents.baselines import Constant, Random, Threshold
 from agents.bayes import BayesFilter, bayes_candidates
-from agents.belief import ATTACKED, HELD, IMPACT, PROBED, Knowledge, Memory
+from agents.belief import Knowledge, Memory
+from agents.filtering import ATTACKED, HELD, IMPACT, PROBED
 from envs import IoTVectorEnv
 from envs.attackers import Stage
 from envs.dynamics import Order
