@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 
 # Read by mlflow when it is imported: no telemetry, no log lines, and short patience with a dead server. What the user set stays.
 os.environ.update(
@@ -215,9 +216,11 @@ def _connect(config: Config) -> tuple[mlflow.MlflowClient, str]:
     uri = config.mlflow.tracking_uri or f"sqlite:///{(root / 'mlflow.db').as_posix()}"
     place = None if config.mlflow.tracking_uri else (root / "mlruns").as_uri()
     try:
-        if place is not None:
-            root.mkdir(parents=True, exist_ok=True)
-        with _quiet():
+        with contextlib.ExitStack() as one_at_a_time, _quiet():
+            if place is not None:
+                root.mkdir(parents=True, exist_ok=True)
+                # Two that make the database, or bring it up to date, at the same time would each find it half done.
+                one_at_a_time.enter_context(FileLock(root / "mlflow.db.lock"))
             client = mlflow.MlflowClient(uri)
             found = client.get_experiment_by_name(config.mlflow.experiment)
             return client, client.create_experiment(config.mlflow.experiment, artifact_location=place) if found is None else found.experiment_id

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,27 @@ def find(client: mlflow.MlflowClient, name: str) -> Any:
     experiment = client.get_experiment_by_name("iot-defense")
     (run,) = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'")
     return run
+
+
+FIRST_USE = """
+import sys
+from pathlib import Path
+from src.config import load_config
+from src.tracking import tracking
+with tracking(load_config(overrides=[f"compute.artifacts={sys.argv[1]}"], environ={}), sys.argv[2]):
+    pass
+"""
+
+
+def test_two_that_start_at_once_make_one_store(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", FIRST_USE, str(tmp_path)]
+    begun = [subprocess.Popen([*words, name], cwd=Path(__file__).parents[1], stderr=subprocess.PIPE, text=True) for name in ("left", "right")]
+    for process in begun:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        assert store.execute("SELECT name, status FROM runs ORDER BY name").fetchall() == [("left", "FINISHED"), ("right", "FINISHED")]
+        assert store.execute("SELECT count(*) FROM experiments WHERE name = 'iot-defense'").fetchone() == (1,)
 
 
 def test_runs_are_nested_tagged_and_finished(client: mlflow.MlflowClient, root: Path) -> None:
