@@ -33,12 +33,14 @@ class Foresight:
     """Steps of harm that a restore saves, where there is a foothold: for so long it would stay unsure."""
     late: float = 5.0
     """Steps by which a foothold is found late, where a break-in is not stopped."""
+    thrift: float = 0.0
+    """What an order must save beyond its costs: orders are counted, and one that is given now cannot be given later."""
     trust: float = TRUST
     """Exponent of the likelihoods: below 1 believes readings less, above 1 more, than their fit says."""
 
 
 class BayesFilter:
-    """Gives at most one order a step: of those that save more than they cost, the one whose delay would cost most.
+    """Gives at most one order a step: of those that save enough beyond their costs, the one whose delay would cost most.
 
     A foothold is worth a restore where the harm that it is expected to do exceeds the restore's price if there is none. An attack
     is worth a block where the break-in that it stops would cost more. A block is lifted where it stops too little, or where it was
@@ -69,7 +71,8 @@ class BayesFilter:
 
     def __str__(self) -> str:
         """The weighing in words."""
-        return f"Bayes filter: restore {self.foresight.restore:g}, late {self.foresight.late:g}, trust {self.foresight.trust:g}"
+        one = self.foresight
+        return f"Bayes filter: restore {one.restore:g}, late {one.late:g}, thrift {one.thrift:g}, trust {one.trust:g}"
 
     def predict(self, observation: Floats, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Actions, Memory]:
         """(E, size) flat observations -> (E,) addressed orders, and the memory to hand in with the next ones."""
@@ -114,7 +117,7 @@ class BayesFilter:
         gain[..., Order.RELEASE - 1] = np.where(remaining > 0, np.maximum(lift, renew), 0.0)
         urgency[..., Order.RELEASE - 1] = np.where(renew > lift, round_it, upkeep)
 
-        due = np.where((gain > 0) & (parts["valid"] > 0), urgency, -1.0).reshape(len(now), -1)
+        due = np.where((gain > self.foresight.thrift) & (parts["valid"] > 0), urgency, -1.0).reshape(len(now), -1)
         best = due.argmax(axis=1)
         order = np.where(due[np.arange(len(due)), best] >= 0, best % KINDS + 1, Order.MONITOR)
         return address(best // KINDS, order)
@@ -123,7 +126,7 @@ class BayesFilter:
 def bayes_candidates(config: Config, bank: TraceBank, layout: Layout) -> Iterator[BayesFilter]:
     """The grid that tuning walks; all learn from `calibrate`, so that `agent` is left for the choice."""
     knowledge: Knowledge | None = None
-    for restore, late, trust in product((60.0, 120.0, 240.0), (1.0, 2.0), (1.3, 1.6, 2.0)):
-        candidate = BayesFilter(config, bank, layout, Foresight(restore, late, trust), knowledge=knowledge)
+    for restore, late, thrift, trust in product((60.0, 120.0, 240.0), (1.0, 2.0), (0.0, 0.2, 0.4), (1.3, 1.6, 2.0)):
+        candidate = BayesFilter(config, bank, layout, Foresight(restore, late, thrift, trust), knowledge=knowledge)
         knowledge = candidate.belief.knowledge
         yield candidate
