@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 # Read by mlflow when it is imported: no telemetry, no log lines, and short patience with a dead server. What the user set stays.
 os.environ.update(
@@ -174,20 +174,23 @@ def tracking(config: Config, name: str, tags: Mapping[str, Any] | None = None, r
         resume: id of a run to go on with.
 
     Raises:
-        UserError: when the store cannot be reached, or has no run to resume.
+        UserError: when the store cannot be reached, has no run to resume, or another process is at work on that run.
     """
     client, experiment = _connect(config)
     all_tags = {**_tags(config), **_plain(tags)}
+    at_work = config.compute.artifacts.resolve() / "at_work"
+    _end_abandoned(client, experiment, at_work)
     if resume is None:
         run_id = client.create_run(experiment, tags=all_tags, run_name=name).info.run_id
     else:
         try:
-            client.update_run(resume, status="RUNNING")
+            client.get_run(resume)
         except MlflowException as error:
             raise UserError(f"no run '{resume}' in {client.tracking_uri} to resume") from error
         run_id = resume
     tracker = Tracker(client, experiment, run_id, config, all_tags)
-    with _ending(client, run_id):
+    with _held(at_work, run_id), _ending(client, run_id):
+        client.update_run(run_id, status="RUNNING")
         if resume is None:
             tracker.log_params(config.model_dump(mode="json"))
         yield tracker
@@ -235,6 +238,37 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
+
+
+@contextlib.contextmanager
+def _held(at_work: Path, run_id: str) -> Iterator[None]:
+    """Hold a run's lock in the folder `at_work` for as long as this process works on it; the system lets go of it however the process ends."""
+    at_work.mkdir(parents=True, exist_ok=True)
+    path = at_work / run_id
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another process is at work on run {run_id}; wait for its end, or end it") from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _end_abandoned(client: mlflow.MlflowClient, experiment: str, at_work: Path) -> None:
+    """Mark the runs FAILED, with all below them, whose process was killed: those whose lock lies there, and nobody holds."""
+    for path in sorted(at_work.glob("*")):
+        with contextlib.suppress(Timeout, MlflowException), FileLock(path, timeout=0):
+            above = [path.name]
+            while above:
+                run_id = above.pop()
+                if client.get_run(run_id).info.status == "RUNNING":
+                    client.set_terminated(run_id, "FAILED")
+                with _quiet():
+                    above += [run.info.run_id for run in client.search_runs([experiment], f"tags.`{_PARENT}` = '{run_id}'")]
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -65,6 +65,49 @@ def test_two_that_start_at_once_make_one_store(tmp_path: Path) -> None:
         assert store.execute("SELECT count(*) FROM experiments WHERE name = 'iot-defense'").fetchone() == (1,)
 
 
+KILLED = """
+import os, signal, sys
+from src.config import load_config
+from src.tracking import tracking
+with tracking(load_config(overrides=[f"compute.artifacts={sys.argv[1]}"], environ={}), "killed") as run, run.nested("phase") as phase, phase.nested("seed"):
+    print(run.run_id, flush=True)
+    if len(sys.argv) > 2:
+        sys.stdin.readline()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def statuses(client: mlflow.MlflowClient, run_id: str) -> list[str]:
+    """Of a run, and of those below it, from the top."""
+    experiment = client.get_run(run_id).info.experiment_id
+    below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    return [client.get_run(run_id).info.status, *(status for run in below for status in statuses(client, run.info.run_id))]
+
+
+def test_runs_whose_process_was_killed_do_not_stay_running(client: mlflow.MlflowClient, root: Path) -> None:
+    words = [sys.executable, "-c", KILLED, str(root)]
+    done = subprocess.run(words, check=False, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, timeout=120)
+    run_id = done.stdout.strip()
+    assert statuses(client, run_id) == ["RUNNING"] * 3
+    with tracking(config(root), "resumed", resume=run_id):
+        assert statuses(client, run_id) == ["RUNNING", "FAILED", "FAILED"]
+    assert statuses(client, run_id) == ["FINISHED", "FAILED", "FAILED"]
+    assert not list((root / "at_work").iterdir())
+
+
+def test_a_run_that_is_worked_on_is_left_alone(client: mlflow.MlflowClient, root: Path) -> None:
+    words = [sys.executable, "-c", KILLED, str(root), "wait"]
+    with subprocess.Popen(words, cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        run_id = process.stdout.readline().strip()
+        with pytest.raises(UserError, match="another process is at work"), tracking(config(root), "resumed", resume=run_id):
+            pass
+        assert statuses(client, run_id) == ["RUNNING"] * 3
+        process.communicate("die\n", timeout=60)
+    with tracking(config(root), "next"):
+        assert statuses(client, run_id) == ["FAILED"] * 3
+
+
 def test_runs_are_nested_tagged_and_finished(client: mlflow.MlflowClient, root: Path) -> None:
     tags = {"data_source": "synthetic profile", "data_hash": "abc"}
     with tracking(config(root), "all", tags) as parent, parent.nested("phase lstm") as phase, phase.nested("seed 8", {"seed": 8}):
