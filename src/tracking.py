@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import logging
 import os
 import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -42,6 +43,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from numpy.typing import NDArray
+from sqlalchemy.exc import SQLAlchemyError
 
 from src.artifacts import command, git_commit
 from src.config import Config
@@ -50,6 +52,7 @@ from src.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+log = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.ERROR)  # announces each migration of a new database otherwise
 
 CODE = tuple(str(Path(__file__).parents[1] / room) for room in ("src", "envs", "agents"))
@@ -68,15 +71,48 @@ SECTIONS = {
 """Sections of the configuration that a nested run of a phase logs as its own parameters, so that two of them can be compared; the parent has all."""
 
 _PARENT = "mlflow.parentRunId"
+_OURS = "INVALID_PARAMETER_VALUE"
+"""What MLflow answers to a mistake of the caller's, which is no loss of the store."""
+T = TypeVar("T")
 _REQUIREMENTS = ("torch", "numpy", "scipy", "safetensors", "pydantic", "PyYAML", "mlflow")
 
 
-class Tracker:
-    """Logs to one run. Meets `src.training.log.TrainingLog`."""
+class _Store:
+    """The way to the store. Once it fails, the work goes on, and what would have been logged is kept in a file instead.
 
-    def __init__(self, client: mlflow.MlflowClient, experiment_id: str, run_id: str, config: Config, tags: Mapping[str, str]) -> None:
-        self._client, self._experiment, self._config, self._tags = client, experiment_id, config, tags
+    It is not tried again: every further call would cost the time in which a server is given up.
+    """
+
+    def __init__(self, client: mlflow.MlflowClient, unsent: Path) -> None:
+        self.client, self._unsent, self._lost = client, unsent, False
+
+    def send(self, record: Mapping[str, Any], call: Callable[[], T], otherwise: T) -> T:
+        """What `call` gives; where the store is lost, `otherwise`, and `record` is a line of the file."""
+        if not self._lost:
+            try:
+                return call()
+            except (MlflowException, SQLAlchemyError, OSError) as error:
+                if isinstance(error, MlflowException) and error.error_code == _OURS:
+                    raise
+                self._lost = True
+                reason = " ".join(str(error).split())[:200]
+                log.warning(
+                    "MLflow at '%s' is lost: %s. The run goes on; what is not in MLflow is kept in '%s'", self.client.tracking_uri, reason, self._unsent
+                )
+        with contextlib.suppress(OSError), self._unsent.open("a", encoding="utf-8") as file:  # of a disk that is full the work itself will tell
+            file.write(json.dumps({"time": time.time(), **record}, default=str) + "\n")
+        return otherwise
+
+
+class Tracker:
+    """Logs to one run. Meets `src.training.log.TrainingLog`. A store that is lost on the way is warned of once, and does not end the work."""
+
+    def __init__(self, store: _Store, experiment_id: str, run_id: str, config: Config, tags: Mapping[str, str]) -> None:
+        self._store, self._client, self._experiment, self._config, self._tags = store, store.client, experiment_id, config, tags
         self.run_id = run_id
+
+    def _send(self, record: Mapping[str, Any], call: Callable[[], object]) -> None:
+        self._store.send({"run": self.run_id, **record}, call, None)
 
     @property
     def uri(self) -> str:
@@ -90,39 +126,43 @@ class Tracker:
         It has this run's tags, so that a filter finds it by them, and those given in their place; and its phase's settings as parameters.
         """
         all_tags = {**self._tags, **_plain(tags)}
-        run = self._client.create_run(self._experiment, tags={**all_tags, _PARENT: self.run_id}, run_name=name)
-        with _ending(self._client, run.info.run_id):
-            below = Tracker(self._client, self._experiment, run.info.run_id, self._config, all_tags)
+        record = {"run": self.run_id, "nested": name, "tags": all_tags}
+        tags = {**all_tags, _PARENT: self.run_id}
+        run_id = self._store.send(record, lambda: self._client.create_run(self._experiment, tags=tags, run_name=name).info.run_id, f"unsent {name}")
+        with _ending(self._store, run_id):
+            below = Tracker(self._store, self._experiment, run_id, self._config, all_tags)
             sections = SECTIONS.get(all_tags.get("phase", ""), ())
             below.log_params({**{name: getattr(self._config, name).model_dump(mode="json") for name in sections}, "compute.seed": all_tags["seed"]})
             yield below
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters; sections within are flattened to dotted names."""
-        flat = [Param(key, str(value)) for key, value in flatten(params).items()]
-        for first in range(0, len(flat), BATCH):
-            self._client.log_batch(self.run_id, params=flat[first : first + BATCH])
+        told = {key: str(value) for key, value in flatten(params).items()}
+        flat = [Param(key, value) for key, value in told.items()]
+        parts = [flat[first : first + BATCH] for first in range(0, len(flat), BATCH)]
+        self._send({"params": told}, lambda: [self._client.log_batch(self.run_id, params=part) for part in parts])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log numbers, of a step (an epoch, an environment step) or final; `/` in a name groups charts."""
         now = int(time.time() * 1000)
         rows = [Metric(re.sub(r"[^\w\-./ :]", "_", key), float(value), now, step or 0) for key, value in metrics.items()]
-        self._client.log_batch(self.run_id, metrics=rows)
+        self._send({"metrics": dict(metrics), "step": step}, lambda: self._client.log_batch(self.run_id, metrics=rows))
 
     def log_figure(self, figure: Figure, path: str) -> None:
         """Store a figure as a file."""
-        self._client.log_figure(self.run_id, figure, path)
+        self._send({"figure": path}, lambda: self._client.log_figure(self.run_id, figure, path))
 
     def log_table(self, rows: Sequence[Mapping[str, Any]], path: str) -> None:
         """Store rows of equal keys as a JSON table, which the UI shows and compares."""
         if rows:
+            table = {key: [row[key] for row in rows] for key in rows[0]}
             with _quiet():
-                self._client.log_table(self.run_id, {key: [row[key] for row in rows] for key in rows[0]}, path)
+                self._send({"table": path, "rows": list(rows)}, lambda: self._client.log_table(self.run_id, table, path))
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Store a file, or a folder with all that is in it."""
         store = self._client.log_artifacts if path.is_dir() else self._client.log_artifact
-        store(self.run_id, str(path), folder)
+        self._send({"artifact": path, "folder": folder}, lambda: store(self.run_id, str(path), folder))
 
     def log_model(self, name: str, folder: Path, loader: str, example: NDArray[np.float32], output: NDArray[Any], alias: str = "champion") -> str:
         """Store an artifact folder as a model with signature and input example; register it when the configuration says so.
@@ -136,8 +176,12 @@ class Tracker:
             alias: given to the new version.
 
         Returns:
-            URI of the model, by alias if it was registered.
+            URI of the model, by alias if it was registered; empty where the store is lost.
         """
+        record = {"run": self.run_id, "model": name, "folder": folder, "loader": loader}
+        return self._store.send(record, lambda: self._log_model(name, folder, loader, example, output, alias), "")
+
+    def _log_model(self, name: str, folder: Path, loader: str, example: NDArray[np.float32], output: NDArray[Any], alias: str) -> str:
         before = mlflow.get_tracking_uri()
         mlflow.set_tracking_uri(self.uri)
         try:
@@ -188,8 +232,9 @@ def tracking(config: Config, name: str, tags: Mapping[str, Any] | None = None, r
         except MlflowException as error:
             raise UserError(f"no run '{resume}' in {client.tracking_uri} to resume") from error
         run_id = resume
-    tracker = Tracker(client, experiment, run_id, config, all_tags)
-    with _held(at_work, run_id), _ending(client, run_id):
+    store = _Store(client, config.compute.artifacts.resolve() / f"unsent-{run_id}.jsonl")
+    tracker = Tracker(store, experiment, run_id, config, all_tags)
+    with _held(at_work, run_id), _ending(store, run_id):
         client.update_run(run_id, status="RUNNING")
         if resume is None:
             tracker.log_params(config.model_dump(mode="json"))
@@ -272,7 +317,7 @@ def _end_abandoned(client: mlflow.MlflowClient, experiment: str, at_work: Path) 
 
 
 @contextlib.contextmanager
-def _ending(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
+def _ending(store: _Store, run_id: str) -> Iterator[None]:
     status = "FAILED"
     try:
         yield
@@ -281,4 +326,4 @@ def _ending(client: mlflow.MlflowClient, run_id: str) -> Iterator[None]:
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(run_id, status)
+        store.send({"run": run_id, "status": status}, lambda: store.client.set_terminated(run_id, status), None)

@@ -108,6 +108,32 @@ def test_a_run_that_is_worked_on_is_left_alone(client: mlflow.MlflowClient, root
         assert statuses(client, run_id) == ["FAILED"] * 3
 
 
+def test_a_store_that_is_lost_on_the_way_does_not_end_the_work(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with tracking(config(tmp_path), "lost") as run:
+        run.log_metrics({"a": 1.0}, step=1)
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+            for table in ("metrics", "runs"):
+                for event in ("INSERT", "UPDATE"):
+                    words = f"CREATE TRIGGER full_{table}_{event} BEFORE {event} ON {table} BEGIN SELECT RAISE(ABORT, 'no space left'); END"
+                    store.execute(words)
+            store.commit()
+        run.log_metrics({"a": 2.0}, step=2)
+        with run.nested("phase", {"phase": "rl"}) as below:
+            below.log_metrics({"b": 3.0}, step=1)
+            below.log_table([{"x": 1}], "table.json")
+    said = [record.getMessage() for record in caplog.records if record.name == "src.tracking"]
+    assert len(said) == 1
+    assert "no space left" in said[0]
+    (kept,) = tmp_path.glob("unsent-*.jsonl")
+    assert str(kept) in said[0]
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    assert [(line["run"], line["metrics"], line["step"]) for line in lines if "metrics" in line] == [
+        (run.run_id, {"a": 2.0}, 2),
+        ("unsent phase", {"b": 3.0}, 1),
+    ]
+    assert [line["status"] for line in lines if "status" in line] == ["FINISHED", "FINISHED"]
+
+
 def test_runs_are_nested_tagged_and_finished(client: mlflow.MlflowClient, root: Path) -> None:
     tags = {"data_source": "synthetic profile", "data_hash": "abc"}
     with tracking(config(root), "all", tags) as parent, parent.nested("phase lstm") as phase, phase.nested("seed 8", {"seed": 8}):
