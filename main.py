@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from src.config import PRESETS, Config, changed, load_config, nearest
@@ -25,6 +27,9 @@ PHASES: dict[str, Callable[[Run], None]] = {
     "all": lambda run: run.everything(),
 }
 """What each phase does. What a phase needs and is missing is trained first."""
+
+LITTLE = 2**21
+"""Bytes: a disk with less is full, for no artifact fits on it."""
 
 ATTACKERS = ("train", "held_out", "all")
 
@@ -114,8 +119,17 @@ def job(given: argparse.Namespace, config: Config) -> Callable[[Run], None]:
     return policy_job(config, given.policy) if given.policy is not None else submission_job(config, given.submit)
 
 
+def disk_left(folder: Path) -> int:
+    """Bytes free where a folder lies, or would lie."""
+    there = folder.resolve()
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free
+
+
 def main(words: list[str] | None = None) -> int:
     """Run one invocation and return its exit status."""
+    config = None
     try:
         given = arguments(words)
         check(given)
@@ -131,6 +145,16 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; go on with --resume RUN, the name that was printed at the start", file=sys.stderr)
         return 130
+    except Exception:
+        # Each library says in its own way that a disk is full, and some do not say it.
+        if config is None or (left := disk_left(config.compute.artifacts)) >= LITTLE:
+            raise
+        shown = config.compute.artifacts
+        print(
+            f"error: the disk of '{shown}' is full ({left // 1024} KiB left); make room, then go on with --resume RUN, its folder in '{shown / 'runs'}'",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
