@@ -39,11 +39,15 @@ LIMIT = 10.0
 INDEPENDENT = 125
 """Windows that those learned from count as, however many they are: neighbours overlap, and most are of few captures."""
 
-TRUST = 1.6
+TRUST = 2.0
 """Exponent of the likelihoods: below 1 believes readings less, above 1 more, than their fit says."""
 
 DOUBT = 0.01
 """Share of what is believed about who attacks that is spread evenly again each step: the attacker may be one that nobody described."""
+
+
+TRAITS = ("probe", "engage", "impact", "stealth", "spread")
+"""Numbers of the attackers whose expected values are among `Belief.inputs`."""
 
 
 class Memory(NamedTuple):
@@ -55,6 +59,8 @@ class Memory(NamedTuple):
     """(E, 1 + 2 P, D, 8) probability of each device's condition, given the mode."""
     caution: Floats
     """(E, P) how far setbacks slow and hide each attacker, were it there."""
+    spent: Floats
+    """(E, P) patience that setbacks have cost it."""
     restoring: NDArray[np.bool_]
     """(E, D) devices down for a restore in the step that began."""
 
@@ -157,7 +163,7 @@ class Belief:
     A step is `hear` an observation, then `advance` by the orders given. What is remembered goes through the caller's hands.
     """
 
-    INPUTS = CONDITIONS + 6
+    INPUTS = CONDITIONS + 6 + len(TRAITS) + 1
     """Floats a device that `inputs` gives."""
 
     def __init__(self, knowledge: Knowledge, env: EnvConfig, network: Network, layout: Layout, trust: float = TRUST) -> None:
@@ -237,10 +243,11 @@ class Belief:
         return self._numbers["engage"]
 
     def inputs(self, memory: Memory, parts: dict[str, Floats]) -> Floats:
-        """(E, D, 14) what is believed, for a network to read, from about -3 to 3.
+        """(E, D, 20) what is believed, for a network to read, from about -3 to 3.
 
         Log-odds of each condition, and of nobody being there, someone at work, someone in hiding; logarithms of an attack's chance of
-        success on the device, and of a break-in in the coming step, straight and round the block.
+        success on the device, and of a break-in in the coming step, straight and round the block; what is expected of the attacker: `TRAITS`,
+        and the share of patience that is left.
         """
         A, active = self._attackers, self._active
         someone = [memory.modes[:, 0], memory.modes[:, active].sum(1), memory.modes[:, self._hidden].sum(1)]
@@ -250,7 +257,10 @@ class Belief:
         likely = memory.modes[:, active] + memory.modes[:, self._hidden] + memory.modes[:, :1] / A  # (E, P)
         there = self.at_work(memory)
         breaks = [np.einsum("ep,epd->ed", likely, chances), *((there[..., at] * chances).sum(1) for at in (ATTACKED, ATTACKED_ROUND))]
-        return np.concatenate([np.log(sure / (1.0 - sure)) / 4.0, np.log(np.stack(breaks, 2) + 1e-4) / 4.0 + 1.0], axis=2).astype(np.float32)
+        left = 1.0 - np.minimum(memory.spent / self._numbers["patience"][:, 0], 1.0)  # (E, P)
+        who = [likely @ self._numbers[name] for name in TRAITS] + [(likely * left).sum(1, keepdims=True)]
+        whole = np.broadcast_to(np.concatenate(who, axis=1)[:, None], (len(likely), self._devices, len(who)))
+        return np.concatenate([np.log(sure / (1.0 - sure)) / 4.0, np.log(np.stack(breaks, 2) + 1e-4) / 4.0 + 1.0, whole], axis=2).astype(np.float32)
 
     @staticmethod
     def step(parts: dict[str, Floats], horizon: int) -> NDArray[np.int64]:
@@ -263,7 +273,7 @@ class Belief:
         belief = np.zeros((*modes.shape, self._devices, CONDITIONS), np.float32)
         modes[:, 0] = 1.0
         belief[..., FRESH] = 1.0
-        return Memory(modes, belief, np.zeros((count, self._attackers), np.float32), np.zeros((count, self._devices), np.bool_))
+        return Memory(modes, belief, *(np.zeros((count, self._attackers), np.float32) for _ in range(2)), np.zeros((count, self._devices), np.bool_))
 
     def listen(self, memory: Memory, parts: dict[str, Floats]) -> Memory:
         """Take in an observation: restores that are done, and what arrived of each device."""
@@ -271,7 +281,7 @@ class Belief:
         done = restoring & (parts["controls"][..., 3] == 0) & (parts["controls"][..., 4] == 0)
         heard, ratios, known = parts["silent"][..., 0] == 0, self.knowledge.ratios(parts["sensors"]), self.knowledge
         listen(modes, belief, caution, done, heard, ratios, known.share, known.visible, self.trust)
-        return Memory(modes, belief, caution, restoring)
+        return Memory(modes, belief, caution, memory.spent, restoring)
 
     def advance(self, memory: Memory, parts: dict[str, Floats], actions: NDArray[np.int64]) -> Memory:
         """From the beginning of a step, with its addressed orders (E,) given, to its end, before anything is seen of it."""
@@ -283,11 +293,12 @@ class Belief:
         kept = ~due & (told != Order.RELEASE)
         limit, block, isolate = ((((parts["controls"][..., i]) > 0) | (told == kind)) & kept for i, kind in enumerate((1, 2, 3)))
         restore = due | (parts["controls"][..., 3] > 0)
-        modes, belief, caution = memory.modes.copy(), memory.belief.copy(), memory.caution.copy()
+        modes, belief, caution, spent = (part.copy() for part in memory[:4])
+        cut = (told == Order.ISOLATE) & kept
         holds = block & (parts["controls"][..., 1] > 0)
         hazard, patched = self._hazard(self.step(parts, self._env.horizon)), parts["device"][..., 4] > 0
-        advance(modes, belief, caution, hazard, limit, block, holds, isolate | restore, due, patched, self._rules)
-        return Memory(modes, belief, caution, restore)
+        advance(modes, belief, caution, spent, hazard, limit, block, holds, isolate | restore, due, patched, cut, self._rules)
+        return Memory(modes, belief, caution, spent, restore)
 
     def _hazard(self, step: NDArray[np.int64]) -> Floats:
         """(E,) chance that an attacker who has not come yet comes in this step."""

@@ -118,13 +118,14 @@ def _mix(modes, belief, e, m, mass, source):
 
 
 @njit(**_COMPILED)
-def advance(modes, belief, caution, hazard, limit, block, holds, down, due, patched, attackers):
+def advance(modes, belief, caution, spent, hazard, limit, block, holds, down, due, patched, cut, attackers):
     """From the beginning of a step, with its orders given, to its end, in place.
 
     Args:
         modes: (E, M)
         belief: (E, M, D, 8)
         caution: (E, P)
+        spent: (E, P) patience that setbacks have cost each attacker, were it there.
         hazard: (E,) chance that an attacker who has not come yet comes in this step.
         limit: (E, D) devices that are throttled in this step.
         block: (E, D) or blocked.
@@ -132,6 +133,7 @@ def advance(modes, belief, caution, hazard, limit, block, holds, down, due, patc
         down: (E, D) or cut off or being restored.
         due: (E, D) devices whose restore begins.
         patched: (E, D) devices that were patched.
+        cut: (E, D) devices whose isolation begins.
         attackers: see `Attackers`.
     """
     E, P = caution.shape
@@ -145,6 +147,8 @@ def advance(modes, belief, caution, hazard, limit, block, holds, down, due, patc
         coming = modes[e, 0] * hazard[e]
         modes[e, 0] -= coming
         for p in range(P):
+            before = max(modes[e, 1 + p], 0.0)
+            spent[e, p] *= before / max(before + coming / P, 1e-30)
             _mix(modes, belief, e, 1 + p, coming / P, clean)
         # Nobody's description may fit.
         whole = 0.0
@@ -166,6 +170,8 @@ def advance(modes, belief, caution, hazard, limit, block, holds, down, due, patc
             # Who loses a foothold may hide; who hides comes back.
             kept, lost = 1.0, 0.0
             for d in range(D):
+                if cut[e, d]:
+                    spent[e, p] += belief[e, at, d, HELD] + belief[e, at, d, IMPACT]
                 if due[e, d]:
                     foothold = belief[e, at, d, HELD] + belief[e, at, d, IMPACT]
                     kept *= 1.0 - foothold
@@ -221,4 +227,5 @@ def advance(modes, belief, caution, hazard, limit, block, holds, down, due, patc
                 row[ATTACKED_ROUND] = attacked * rounds + probed_round * engages_round + attacked_round * (1.0 - leaves_round - wins_round)
                 row[HELD] = attacked * wins + attacked_round * wins_round + foothold * (1.0 - bursts)
                 row[IMPACT] += foothold * bursts
+            spent[e, p] += 4.0 * lost + 0.5 * setbacks
             caution[e, p] = 1.0 - (1.0 - wary) * (1.0 - cautious) ** setbacks

@@ -23,7 +23,7 @@ from src.evaluation.rollout import PLANNER
 from src.evaluation.statistics import Estimate, Resamples, estimated, ratio
 from src.pipeline import start
 
-SHORT = 300_000
+SHORT = 200_000
 """Environment steps of a training where many settings are compared."""
 
 QUICK = {
