@@ -273,7 +273,8 @@ class Belief:
         belief = np.zeros((*modes.shape, self._devices, CONDITIONS), np.float32)
         modes[:, 0] = 1.0
         belief[..., FRESH] = 1.0
-        return Memory(modes, belief, *(np.zeros((count, self._attackers), np.float32) for _ in range(2)), np.zeros((count, self._devices), np.bool_))
+        unhurt = np.zeros((count, self._attackers), np.float32)
+        return Memory(modes, belief, unhurt, unhurt.copy(), np.zeros((count, self._devices), np.bool_))
 
     def listen(self, memory: Memory, parts: dict[str, Floats]) -> Memory:
         """Take in an observation: restores that are done, and what arrived of each device."""
