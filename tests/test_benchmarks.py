@@ -28,9 +28,16 @@ def test_the_environment_is_worth_solving_at_small_size(tmp_path: Path) -> None:
     }
     assert {key.split(".")[1] for key in asked} >= {f"gate{number}" for number in (1, 3, 4, 5, 6, 7)}
     unmet = {key for key, gate in asked.items() if not gate["met"]}
-    # The filter hardly misses two readings of the fused sensor, whose networks are trained for a few epochs here: the uncertainty is how far
-    # networks disagree that stand in the probabilities, and what the anomaly tells is in the risk, too. These gates are open.
-    assert unmet <= {"F.gate3.Bayes_filter.noise_for_uncertainty", "F.gate3.Bayes_filter.noise_for_anomaly"}
+    # 200 episodes do not tell how little the filter misses a reading of three that repeat much of each other, by networks trained for a few
+    # epochs; the committed result asks that of 500 and of the trained sensor.
+    assert unmet <= {f"F.gate3.Bayes_filter.noise_for_{reading}" for reading in ("risk", "uncertainty", "anomaly")}
+
+
+def test_the_environment_is_worth_solving_in_the_committed_result() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "env_gates.json").read_text(encoding="utf-8"))
+    unmet = {key for key, gate in found["gates"].items() if not gate["met"]}
+    # The uncertainty is how far networks disagree that stand in the probabilities: this gate is open, and docs/results.md says so.
+    assert unmet == {"F.gate3.Bayes_filter.noise_for_uncertainty"}
 
 
 @pytest.mark.slow
