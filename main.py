@@ -2,6 +2,8 @@
 
 `python main.py --phase lstm|sae|rl|eval|all [--config config.yml] [--preset quick|default|full] [--set a.b=c ...]
 [--seed N] [--resume RUN]`; with `--phase eval` also `--policy PATH|NAME` or `--submit FILE.py:ATTRIBUTE`.
+
+`python main.py features|watch|calibrate ...` reads packets; each has its own --help.
 """
 
 from __future__ import annotations
@@ -33,6 +35,13 @@ LITTLE = 2**21
 
 ATTACKERS = ("train", "held_out", "all")
 
+COMMANDS = {
+    "features": "the features of a capture's packets, as a table",
+    "watch": "a trained agent watching traffic in shadow mode",
+    "calibrate": "a sensor taken to a site by the site's own traffic",
+}
+"""What reads packets, each with its own options."""
+
 
 class Parser(argparse.ArgumentParser):
     """Ends with one line and exit status 2 on wrong input."""
@@ -48,7 +57,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     Raises:
         UserError: for an unknown option, or a missing one.
     """
-    parser = Parser(prog="python main.py", description="Learn to defend a network of IoT devices, from real traffic.", allow_abbrev=False)
+    more = "commands that read packets: " + "; ".join(f"{name} ({what})" for name, what in COMMANDS.items())
+    parser = Parser(prog="python main.py", description="Learn to defend a network of IoT devices, from real traffic.", epilog=more, allow_abbrev=False)
     parser.add_argument("--phase", required=True, metavar="|".join(PHASES), help="what to do; `all` does everything in order")
     parser.add_argument("--config", metavar="FILE", help="YAML file; config.yml holds every setting with its default")
     parser.add_argument("--preset", metavar="|".join(PRESETS), help="named set of overrides")
@@ -127,10 +137,26 @@ def disk_left(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
+def command(words: list[str]) -> int:
+    """Run one of `COMMANDS` and return its exit status.
+
+    Raises:
+        UserError: for an unknown one, or wrong input.
+    """
+    if words[0] not in COMMANDS:
+        raise UserError(f"unknown command '{words[0]}': {nearest(words[0], COMMANDS)}; training and evaluation go with --phase")
+    from src.watch.commands import run
+
+    return run(words, Parser)
+
+
 def main(words: list[str] | None = None) -> int:
     """Run one invocation and return its exit status."""
     config = None
+    words = sys.argv[1:] if words is None else words
     try:
+        if words and not words[0].startswith("-"):
+            return command(words)
         given = arguments(words)
         check(given)
         config = configuration(given)

@@ -29,8 +29,8 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.captures import archive, iot23, packets115
 from benchmarks.common import Gate, PartOptions
-from benchmarks.packets import archive, features, read_pcap
 from src.config import DataConfig, TemporalTrainingConfig
 from src.data.ciciot2023 import FEATURES_39, Capture, read_ciciot2023
 from src.data.dataset import Dataset, Rows, divide, leave_out, load_dataset
@@ -116,19 +116,18 @@ def of_115(options: PartOptions) -> tuple[Study, list[dict[str, Any]]]:
     config = DataConfig(dataset="nbaiot", window=30, gap=30)
     known: set[bytes] = set()
     devices: list[Capture] = []
-    every = archive(options.shared / "iot_sentinel" / "iot_sentinel_pcap.tar.gz")
-    for device, group in itertools.groupby(every, key=lambda one: one[0]):
+    for device, group in itertools.groupby(archive(options.shared), key=lambda one: one[0]):
         parts = []
-        for _, _, packets in group:
-            values = features(packets)
+        for _, name, content in group:
+            time, values = packets115(content, name)
             if len(values) > 1 and values.tobytes() not in known:  # two captures repeat others
                 known.add(values.tobytes())
-                parts.append(Capture("BenignTraffic", True, values, np.zeros(len(values), np.int32), packets.time, np.zeros(len(values)), device))
+                parts.append(Capture("BenignTraffic", True, values, np.zeros(len(values), np.int32), time, np.zeros(len(values)), device))
         devices.append(joined(device, "BenignTraffic", sorted(parts, key=lambda one: one.start[0])))
     devices = many_windows(devices, config.window, 2000)
-    folder, rows, checks = options.shared / "iot23" / "pcap", {}, []
+    rows, checks = {}, []
     for name, pcap in PCAPS.items():
-        rows[name] = features(read_pcap((folder / f"{pcap}.pcap").read_bytes(), pcap))
+        rows[name] = packets115(iot23(options.shared, pcap).read_bytes(), pcap)[1]
         published = "iot23_philips_hue_benign" if name == HUE else name
         theirs = pl.read_parquet(options.shared / "nbaiot" / f"{published}.parquet").select(FEATURES_115).to_numpy()
         away = np.abs(rows[name] - theirs) / np.maximum(np.abs(theirs), 1.0)

@@ -33,7 +33,9 @@ ROOMS: dict[str, set[str]] = {
     "src.pipeline": BASE | {"src.data", "src.predictor", "src.models", "src.training", "src.evaluation", "src.tracking", "envs", "agents"},
     # One policy, or a submission, in the pipeline's world; only main.py (and benchmarks) may import it.
     "src.scoring": BASE | {"src.pipeline", "src.data", "src.evaluation", "src.tracking", "envs", "agents"},
-    "main": BASE | {"src.pipeline", "src.scoring"},
+    # Packets to a decision: joins all rooms but the pipeline, and only main.py (and benchmarks) may import it.
+    "src.watch": BASE | {"src.data", "src.predictor", "src.models", "src.training", "src.evaluation", "envs", "agents"},
+    "main": BASE | {"src.pipeline", "src.scoring", "src.watch"},
 }
 
 BANNED: dict[str, set[str]] = {

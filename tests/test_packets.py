@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-
 from benchmarks.packets import features, read_pcap
+
 from src.data.nbaiot import FEATURES_115
 from src.errors import UserError
 

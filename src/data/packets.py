@@ -329,7 +329,7 @@ def _find_blocks(data, at, big, ticks, offset, largest, longest, place, captured
             return count, at, OTHER_BLOCK
         if kind == _SIMPLE_PACKET:
             return count, at, NO_TIME
-        if kind == _PACKET or kind == _OLD_PACKET:
+        if kind in (_PACKET, _OLD_PACKET):
             if length < 32:
                 return count, at, BAD_BLOCK
             one = _u32(data, at + 8, big)

@@ -1,0 +1,1 @@
+"""From packets to a decision: the trained system watching a real network, in shadow mode."""
