@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from src.data.nbaiot import FEATURES_115
 from src.data.packets import CaptureReader, open_capture
 from src.data.packets115 import StreamExtractor
 
@@ -70,15 +71,15 @@ def incident(shared: Path, out: Path, share: float = 0.5, turns: int = 6) -> tup
     Args:
         shared: folder of the data sets.
         out: capture to write.
-        share: of the bridge's capture, its beginning, that is left out (to calibrate on).
-        turns: times that the rest is played, for it lasts but a third of an hour.
+        share: of the bridge's frames, its beginning, that are left out (to calibrate on).
+        turns: times that the rest is played, for it lasts minutes.
 
     Returns:
         When the replay begins, and when the infected device joins, seconds since 1970.
     """
     bridge, bot = (read_frames(iot23(shared, name)) for name in (HUE, INFECTED))
-    begins = bridge[0][0] + share * (bridge[-1][0] - bridge[0][0])
-    calm = [(time, frame) for time, frame in bridge if time >= begins]
+    calm = bridge[round(share * len(bridge)) :]
+    begins = calm[0][0]
     length = calm[-1][0] - begins + 1.0
     ends, joins = begins + turns * length, begins + turns * length / 2
     later = joins - bot[0][0]
@@ -91,5 +92,31 @@ def incident(shared: Path, out: Path, share: float = 0.5, turns: int = 6) -> tup
 def first_part(shared: Path, out: Path, share: float = 0.5) -> None:
     """The beginning of the Hue bridge's capture, which `incident` leaves out."""
     frames = read_frames(iot23(shared, HUE))
-    begins = frames[0][0] + share * (frames[-1][0] - frames[0][0])
-    write_pcap(out, [(time, frame) for time, frame in frames if time < begins])
+    write_pcap(out, frames[: round(share * len(frames))])
+
+
+ROUNDING = 1e-5
+"""Share of the mean below which a standard deviation, the root of a difference of nearly equal numbers, has no six digits left to divide by."""
+
+
+def deviations(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> tuple[NDArray[np.float64], int]:
+    """How far rows of N-BaIoT's features (n, 115) are from published ones: relative deviations (n, 115), and how many cells were left out (NaN).
+
+    A deviation is relative to the published number, that of a standard deviation, variance or covariance at least to its stream's mean (squared for the
+    latter two): each is a difference of numbers of that size. A correlation is left out where the deviations that it is divided by are rounding alone.
+    """
+    at = {name: index for index, name in enumerate(FEATURES_115)}
+    mine, known = ours.astype(np.float64), theirs.astype(np.float64)
+    size, left = np.abs(known), np.zeros(known.shape, np.bool_)
+    for name, index in at.items():
+        block, statistic = name.rsplit("_", 1)
+        if statistic in ("variance", "std", "covariance", "pcc", "magnitude"):
+            mean = np.abs(known[:, at[f"{block}_radius" if f"{block}_radius" in at else f"{block}_mean"]])
+            if statistic == "pcc":
+                own, covariance = known[:, at[f"{block}_std"]], known[:, at[f"{block}_covariance"]]
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    other = np.abs(covariance / known[:, index] / own)  # the other stream's, which is no column
+                left[:, index] = (covariance != 0) & ~((own > ROUNDING * mean) & (other > ROUNDING * mean) & np.isfinite(other))
+            size[:, index] = np.maximum(size[:, index], 1.0 if statistic == "pcc" else mean if statistic == "std" else mean**2)
+    away = np.where(mine == known, 0.0, np.abs(mine - known) / np.maximum(size, 1e-30))
+    return np.where(left, np.nan, away), int(left.sum())

@@ -5,10 +5,14 @@ IoT-23 in these features, with their quirks: `magnitude` holds the root of the s
 stream's own packet counts twice in the covariance of the link that it is sent over; `H` and `HH` follow the sender alone; ARP is followed
 by hardware address under `HpHp`, and what is neither IP nor ARP by hardware address throughout.
 
+A packet changes what its sender has in common with all its partners, of which there can be thousands. That is put off: a link is brought up to
+date when its other end sends, from damped sums that each stream keeps of its own residuals, so that the work for a packet does not grow with
+the number of silent partners.
+
 Streams are told apart by their whole addresses, not by a hash of them. Memory is bounded: when a table of streams is full, all streams are
-forgotten that sent and received nothing for `IDLE` seconds (at the slowest decay less than a billionth of a packet is left of such a one), and, if that
-is too few, the half that was idle longest. A stream keeps what it has in common with its `MOST_LINKS` newest partners. What was forgotten
-though it still counted is told in `report`.
+forgotten that sent and received nothing for `IDLE` seconds (at the slowest decay less than a billionth of a packet is left of such a one),
+and, if that is too few, the half that was idle longest; of links, the half that met longest ago. What was forgotten though it still counted is told in
+`report`.
 """
 
 from __future__ import annotations
@@ -27,8 +31,8 @@ IDLE = 3000.0
 """Seconds; 2^(-0.01 x 3000) is a billionth."""
 MOST_STREAMS = 1 << 17
 """Streams of each kind that are remembered at once."""
-MOST_LINKS = 1 << 12
-"""Partners of a stream."""
+MOST_LINKS = 1 << 18
+"""Pairs of streams of each kind that are remembered at once."""
 
 _RATES = np.array([float(decay.removeprefix("L")) for decay in DECAYS])
 _COUNT = len(DECAYS)
@@ -53,37 +57,56 @@ class _Streams(NamedTuple):
     """(n,) when it last sent; NaN before."""
     heard: NDArray[np.float64]
     """(n,) when it last sent or received."""
+    sent: NDArray[np.int64]
+    """(n,) packets."""
     sums: NDArray[np.float64]
     """(n, 5, 3) damped count, sum and sum of squares."""
+    residuals: NDArray[np.float64]
+    """(n, 5, 2) damped sum of residuals, and the last one."""
 
 
 class _Links(NamedTuple):
-    """What pairs of streams have in common; n links have room, and a chain runs through those of each stream, oldest first."""
+    """What pairs of streams have in common; n links have room. Each waits in a list of that end which did not send last."""
 
+    slots: NDArray[np.int64]
+    """(2^k,) open addressing by both ends, the smaller first."""
     ends: NDArray[np.int64]
-    """(n, 2) the two streams; -1 where the link was given up."""
+    """(n, 2) the two streams."""
+    born: NDArray[np.int64]
+    """(n, 2) packets that each end had sent before the link was made: what it sent then does not count here."""
+    last: NDArray[np.int64]
+    """(n,) which end sent last, 0 or 1."""
     clock: NDArray[np.float64]
-    """(n,)"""
+    """(n,) time that `common` and `before` are of."""
+    met: NDArray[np.float64]
+    """(n,) when a packet last went from one end to the other."""
     common: NDArray[np.float64]
-    """(n, 5, 4) damped sum of products of residuals, damped count, last residual of each end."""
-    chain: NDArray[np.int64]
-    """(streams, 3) first and last node of each stream's chain, and how many it has."""
+    """(n, 5, 2) damped sum of products of residuals, and damped count."""
+    before: NDArray[np.float64]
+    """(n, 5, 2) damped residuals and count of the end that sent last, as they were at `clock`; what came since is to be taken in yet."""
     after: NDArray[np.int64]
-    """(2 n,) next node in the chain, or -1; node 2 l + e is link l in the chain of its end e."""
+    """(n,) next in the list, or -1."""
+    waiting: NDArray[np.int64]
+    """(streams,) first link in each stream's list, or -1."""
+    oldest: NDArray[np.int64]
+    """(streams,) first link that each stream got, or -1."""
 
 
 def _streams(room: int) -> _Streams:
     sums = np.zeros((room, _COUNT, 3))
     sums[:, :, 0] = _EMPTY
-    return _Streams(np.full(4 * room, -1), np.zeros((room, 3), np.uint64), np.full(room, np.nan), np.zeros(room), sums)
+    keys, sent = np.zeros((room, 3), np.uint64), np.zeros(room, np.int64)
+    return _Streams(np.full(4 * room, -1), keys, np.full(room, np.nan), np.zeros(room), sent, sums, np.zeros((room, _COUNT, 2)))
 
 
 def _links(room: int, streams: int) -> _Links:
-    common = np.zeros((room, _COUNT, 4))
+    common = np.zeros((room, _COUNT, 2))
     common[:, :, 1] = _EMPTY
-    chain = np.full((streams, 3), -1)
-    chain[:, 2] = 0
-    return _Links(np.full((room, 2), -1), np.zeros(room), common, chain, np.full(2 * room, -1))
+    whole = np.zeros((room, 2), np.int64), np.zeros((room, 2), np.int64), np.zeros(room, np.int64)
+    slots = np.full(1 << int(2 * room - 1).bit_length(), -1)
+    return _Links(
+        slots, *whole, np.zeros(room), np.zeros(room), common, np.zeros((room, _COUNT, 2)), np.full(room, -1), np.full(streams, -1), np.full(streams, -1)
+    )
 
 
 class StreamExtractor:
@@ -97,7 +120,6 @@ class StreamExtractor:
         self._one = [_streams(room) for _ in range(2)]  # of senders, and of gaps in channels
         self._two = [(_streams(room), _links(room, room)) for _ in range(2)]  # of hosts, and of sockets
         self._used = np.zeros(6, np.int64)  # senders, channels, hosts, sockets, links of hosts, links of sockets
-        self._forgotten = np.zeros(1, np.int64)
         self._now = -np.inf
 
     def add(self, frames: Frames) -> NDArray[np.float32]:
@@ -111,10 +133,9 @@ class StreamExtractor:
             (senders, channels), ((hosts, of_hosts), (sockets, of_sockets)) = self._one, self._two
             _follow(
                 frames.time[part], frames.size[part].astype(np.float64), keys[part], _RATES, senders, channels, hosts, of_hosts, sockets, of_sockets,
-                self._used, self._forgotten, found[part],
+                self._used, found[part],
             )  # fmt: skip
             self._now = max(self._now, float(frames.time[part].max()))
-        self.report["links forgotten"] = int(self._forgotten[0])
         return found
 
     @property
@@ -157,12 +178,19 @@ class StreamExtractor:
             where = np.full(len(streams.seen), -1)
             where[kept[place]] = np.arange(len(kept[place]))
             ends = links.ends[: used[2 + place]]
-            alive = np.flatnonzero((ends[:, 0] >= 0) & (where[ends] >= 0).all(axis=1))
-            room = 2 * (len(alive) + _STEP)
-            after = _links(room, len(fresh.seen))
-            after.ends[: len(alive)], after.clock[: len(alive)], after.common[: len(alive)] = where[ends[alive]], links.clock[alive], links.common[alive]
-            _chain(after, len(alive))
-            used[2 + place] = len(alive)
+            alive = (where[ends] >= 0).all(axis=1)
+            if alive.sum() + _STEP > MOST_LINKS:
+                met = links.met[: len(ends)]
+                newer = met > np.partition(met[alive], MOST_LINKS // 2)[MOST_LINKS // 2]
+                self.report["links forgotten"] += int((alive & ~newer).sum())
+                alive &= newer
+            chosen = np.flatnonzero(alive)
+            after = _links(2 * (len(chosen) + _STEP), len(fresh.seen))
+            for to, of in zip(after[2:8], links[2:8], strict=True):
+                to[: len(chosen)] = of[chosen]
+            after.ends[: len(chosen)] = where[ends[chosen]]
+            _link_again(after, len(chosen))
+            used[2 + place] = len(chosen)
             two.append((fresh, after))
         self._two = two
         used[:4] = [len(part) for part in kept]
@@ -264,27 +292,42 @@ def _hash_again(streams, count):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _chain(links, count):  # type: ignore[no-untyped-def]
+def _link_again(links, count):  # type: ignore[no-untyped-def]
     for link in range(count):
+        a, b = links.ends[link]
+        links.slots[_link_slot(links, a, b)] = link
         for end in range(2):
-            _append(links, links.ends[link, end], 2 * link + end)
+            if links.oldest[links.ends[link, end]] < 0:
+                links.oldest[links.ends[link, end]] = link
+        _wait(links, link)
 
 
 @njit(cache=True)
-def _append(links, stream, node):  # type: ignore[no-untyped-def]
-    """Put a node at the end of a stream's chain."""
-    chain = links.chain[stream]
-    links.after[node] = -1
-    if chain[0] < 0:
-        chain[0] = node
-    else:
-        links.after[chain[1]] = node
-    chain[1] = node
-    chain[2] += 1
+def _link_slot(links, a, b):  # type: ignore[no-untyped-def]
+    """Where a link is, or could be put."""
+    low, high = min(a, b), max(a, b)
+    mixed = (np.uint64(low) * np.uint64(0x9E3779B97F4A7C15)) ^ (np.uint64(high) * np.uint64(0xC2B2AE3D27D4EB4F))
+    mixed ^= mixed >> np.uint64(31)
+    at = np.int64(mixed & np.uint64(len(links.slots) - 1))
+    while links.slots[at] >= 0:
+        x, y = links.ends[links.slots[at]]
+        if min(x, y) == low and max(x, y) == high:
+            break
+        at = (at + 1) & (len(links.slots) - 1)
+    return at
 
 
 @njit(cache=True)
-def _follow(time, size, keys, rates, senders, channels, hosts, of_hosts, sockets, of_sockets, used, forgotten, out):  # type: ignore[no-untyped-def]
+def _wait(links, link):  # type: ignore[no-untyped-def]
+    """Let a link wait for that end to send which did not send last; one with itself waits for nobody."""
+    other = links.ends[link, 1 - links.last[link]]
+    if other != links.ends[link, links.last[link]]:
+        links.after[link] = links.waiting[other]
+        links.waiting[other] = link
+
+
+@njit(cache=True)
+def _follow(time, size, keys, rates, senders, channels, hosts, of_hosts, sockets, of_sockets, used, out):  # type: ignore[no-untyped-def]
     """Write the features of each packet."""
     R = len(rates)
     H, HH, JIT, HPHP = 3 * R, 6 * R, 13 * R, 16 * R
@@ -296,7 +339,7 @@ def _follow(time, size, keys, rates, senders, channels, hosts, of_hosts, sockets
             out[i, 3 * k], out[i, 3 * k + 1], out[i, 3 * k + 2] = found[k, 0], found[k, 1], found[k, 2]
         a = _find(hosts, used, 2, key[1, 0], key[1, 1], key[1, 2], now)
         b = _find(hosts, used, 2, key[2, 0], key[2, 1], key[2, 2], now)
-        _exchange(hosts, of_hosts, a, b, now, size[i], rates, used, 4, forgotten, found)
+        _exchange(hosts, of_hosts, a, b, now, size[i], rates, used, 4, found)
         for k in range(R):
             out[i, H + 3 * k], out[i, H + 3 * k + 1], out[i, H + 3 * k + 2] = found[k, 0], found[k, 1], found[k, 2] * found[k, 2]
             for s in range(7):
@@ -306,7 +349,7 @@ def _follow(time, size, keys, rates, senders, channels, hosts, of_hosts, sockets
             out[i, JIT + 3 * k], out[i, JIT + 3 * k + 1], out[i, JIT + 3 * k + 2] = found[k, 0], found[k, 1], found[k, 2]
         a = _find(sockets, used, 3, key[3, 0], key[3, 1], key[3, 2], now)
         b = _find(sockets, used, 3, key[4, 0], key[4, 1], key[4, 2], now)
-        _exchange(sockets, of_sockets, a, b, now, size[i], rates, used, 5, forgotten, found)
+        _exchange(sockets, of_sockets, a, b, now, size[i], rates, used, 5, found)
         for k in range(R):
             for s in range(7):
                 out[i, HPHP + 7 * k + s] = found[k, s]
@@ -328,42 +371,55 @@ def _send(streams, s, now, size, rates, gaps, found):  # type: ignore[no-untyped
 
 
 @njit(cache=True)
-def _exchange(streams, links, a, b, now, size, rates, used, which, forgotten, found):  # type: ignore[no-untyped-def]
+def _exchange(streams, links, a, b, now, size, rates, used, which, found):  # type: ignore[no-untyped-def]
     """Count a packet from a to b; write a's weight, mean and deviation, and what both have in common."""
+    passed = 0.0 if np.isnan(streams.seen[a]) else max(now - streams.seen[a], 0.0)
+    at = now if np.isnan(streams.seen[a]) else max(now, streams.seen[a])
+    link = links.waiting[a]
+    links.waiting[a] = -1
+    while link >= 0:  # partners that sent since a did: a's last residual, which is about to change, meets theirs
+        following, mine = links.after[link], 1 - links.last[link]
+        _take_in(streams, links, link, rates)
+        other_passed = max(at - links.clock[link], 0.0)
+        for k in range(len(rates)):
+            fade, own_fade = 2.0 ** (-rates[k] * other_passed), 2.0 ** (-rates[k] * passed)
+            links.common[link, k, 0] *= fade
+            links.common[link, k, 1] *= fade
+            links.before[link, k, 0], links.before[link, k, 1] = streams.residuals[a, k, 0] * own_fade, streams.sums[a, k, 0] * own_fade
+        links.last[link], links.clock[link] = mine, at
+        _wait(links, link)
+        link = following
     _send(streams, a, now, size, rates, False, found)
-    residual, fades = np.empty(len(rates)), np.empty(len(rates))
+    streams.sent[a] += 1
     for k in range(len(rates)):
-        residual[k] = size - found[k, 1]
-    mine, node, before, known = -1, links.chain[a, 0], -1, -1.0
-    while node >= 0:
-        link, following = node >> 1, links.after[node]
-        if links.ends[link, 0] < 0:  # given up by the other end
-            if before < 0:
-                links.chain[a, 0] = following
-            else:
-                links.after[before] = following
-            if following < 0:
-                links.chain[a, 1] = before
-            links.chain[a, 2] -= 1
-        else:
-            if mine < 0 and (links.ends[link, 0] == b or links.ends[link, 1] == b):
-                mine = link
-            known = _meet(links, link, int(links.ends[link, 0] != a), now, residual, rates, fades, known)
-            before = node
-        node = following
+        residual = size - found[k, 1]
+        streams.residuals[a, k, 0] = streams.residuals[a, k, 0] * 2.0 ** (-rates[k] * passed) + residual
+        streams.residuals[a, k, 1] = residual
+    mine = links.oldest[a] if a == b else -1  # as published: what a stream sends to itself counts in its first link
     if mine < 0:
-        mine = used[which]
-        used[which] += 1
-        links.ends[mine, 0], links.ends[mine, 1], links.clock[mine] = a, b, now
-        for end in range(2):
-            stream = links.ends[mine, end]
-            if links.chain[stream, 2] >= MOST_LINKS:
-                _give_up(links, stream)
-                forgotten[0] += 1
-            _append(links, stream, 2 * mine + end)
-    _meet(links, mine, int(links.ends[mine, 0] != a), now, residual, rates, fades, known)
-    partner = links.ends[mine, 1] if links.ends[mine, 0] == a else links.ends[mine, 0]  # not b where a sends to itself, as published
+        place = _link_slot(links, a, b)
+        mine = links.slots[place]
+        if mine < 0:
+            mine = used[which]
+            used[which] += 1
+            links.slots[place] = mine
+            links.ends[mine, 0], links.ends[mine, 1], links.last[mine] = a, b, 0
+            links.born[mine, 0], links.born[mine, 1] = streams.sent[a] - 1, streams.sent[b]
+            for end in range(2):
+                if links.oldest[links.ends[mine, end]] < 0:
+                    links.oldest[links.ends[mine, end]] = mine
+            links.clock[mine] = at
+            for k in range(len(rates)):
+                links.before[mine, k, 0], links.before[mine, k, 1] = streams.residuals[a, k, 0], streams.sums[a, k, 0]
+            _wait(links, mine)
+    _take_in(streams, links, mine, rates)
+    links.met[mine] = max(now, links.met[mine])
+    partner = links.ends[mine, 1 - links.last[mine]]
+    heeded = partner != a and streams.sent[partner] > links.born[mine, 1 - links.last[mine]]
     for k in range(len(rates)):
+        if heeded:
+            links.common[mine, k, 0] += streams.residuals[a, k, 1] * streams.residuals[partner, k, 1]
+        links.common[mine, k, 1] += 1
         own, other = streams.sums[a, k], streams.sums[partner, k]
         mean, mean_other = own[1] / own[0], other[1] / other[0]
         variance, variance_other = abs(own[2] / own[0] - mean * mean), abs(other[2] / other[0] - mean_other * mean_other)
@@ -375,27 +431,19 @@ def _exchange(streams, links, a, b, now, size, rates, used, which, forgotten, fo
 
 
 @njit(cache=True)
-def _give_up(links, stream):  # type: ignore[no-untyped-def]
-    """Forget a stream's oldest link; its other end finds out when it comes by."""
-    node = links.chain[stream, 0]
-    links.ends[node >> 1] = -1
-    links.chain[stream, 0] = links.after[node]
-    if links.after[node] < 0:
-        links.chain[stream, 1] = -1
-    links.chain[stream, 2] -= 1
-
-
-@njit(cache=True)
-def _meet(links, link, mine, now, residual, rates, fades, known):  # type: ignore[no-untyped-def]
-    """Count a packet's residual against the other end's last one; `fades` are those of the time `known`, which is given back."""
-    passed = max(now - links.clock[link], 0.0)
-    links.clock[link] = max(links.clock[link], now)
-    if passed != known:
-        for k in range(len(rates)):
-            fades[k] = 2.0 ** (-rates[k] * passed)
+def _take_in(streams, links, link, rates):  # type: ignore[no-untyped-def]
+    """Bring a link up to the time at which the end that sent last did so."""
+    end = links.last[link]
+    sender, other = links.ends[link, end], links.ends[link, 1 - end]
+    passed = max(streams.seen[sender] - links.clock[link], 0.0)
+    heeded = sender != other and streams.sent[other] > links.born[link, 1 - end]
+    times = 2.0 if sender == other else 1.0  # as published: it stands twice among its own links
     for k in range(len(rates)):
-        common = links.common[link, k]
-        common[0] = common[0] * fades[k] + residual[k] * common[3 - mine]
-        common[1] = common[1] * fades[k] + 1
-        common[2 + mine] = residual[k]
-    return passed
+        fade, common, before = 2.0 ** (-rates[k] * passed), links.common[link, k], links.before[link, k]
+        residuals, count = streams.residuals[sender, k, 0], streams.sums[sender, k, 0]
+        common[0] *= fade
+        if heeded:
+            common[0] += (residuals - before[0] * fade) * streams.residuals[other, k, 1]
+        common[1] = common[1] * fade + times * (count - before[1] * fade)
+        before[0], before[1] = residuals, count
+    links.clock[link] = max(links.clock[link], streams.seen[sender])

@@ -1,7 +1,7 @@
 """Which device of a scenario an address on the wire is: from a site file, or learned as devices speak.
 
-A site file is YAML: a scenario, and the addresses of its devices. Devices without an address are given those that speak, in the order
-in which they do.
+A site file is YAML: a scenario, and the addresses of its devices; what has another address is then no device. Where it names no address, those
+that speak become the scenario's devices, in the order in which they do.
 
     scenario: home                       # shipped, or the path of a .yml file, seen from the site file
     devices:
@@ -103,7 +103,7 @@ class Roster:
             for text in [given] if isinstance(given, str) else given:
                 self._add(name, text.strip().lower().replace("-", ":"))
         named = {*self._macs.values(), *self._addresses.values()}
-        self._free = [device for device in range(len(self.names)) if device not in named]
+        self._free = [] if named else list(range(len(self.names)))
         self._settle()
 
     def _add(self, name: str, text: str) -> None:
@@ -161,20 +161,13 @@ class Roster:
             return mistaken
         first = np.unique(sender[inside], return_index=True)[1]
         for one in sender[inside][np.sort(first)].tolist():
-            known = one in self.learned or one in self._macs or one in self._gateways
-            if self._free and not known and one and not (one >> 40) & 1 and not self._is_named(headers, one):
+            known = one in self.learned or one in self._gateways
+            if self._free and not known and one and not (one >> 40) & 1:
                 self.learned[one] = self._free.pop(0)
                 changed = True
         if changed:
             self._settle()
         return mistaken
-
-    def _is_named(self, headers: Headers, mac: int) -> bool:
-        """Whether a MAC address speaks for an IPv4 address that the site file names."""
-        if not self._addresses:
-            return False
-        said = np.unique(headers.address[headers.hardware[:, 0] == np.uint64(mac), 0]).tolist()
-        return any(one in self._addresses for one in said)
 
     def addresses(self) -> dict[str, list[str]]:
         """What is known now, as a site file writes it."""
