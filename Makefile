@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-BENCHMARKS := profile_fidelity predictors base_ablation temporal_speed sae env_gates env_speed examples self_play main_job agents agent_choices
+BENCHMARKS := profile_fidelity predictors base_ablation temporal_speed sae env_gates env_speed examples self_play main_job agents agent_choices packets
 
 .PHONY: setup run test check test-all test-clients bench
 .DEFAULT_GOAL := run

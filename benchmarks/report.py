@@ -297,7 +297,39 @@ POLICIES = {
 }  # fmt: skip
 GROUPS = {"side": "attackers", "seeds": "seeds", "return": "mean return", "H": "H", "H__interval": "95 % interval"}
 
+
+def packets(name: str) -> Callable[[], str]:
+    """A table of the packets benchmark, as it is."""
+
+    def rows() -> str:
+        found = _load("packets")["tables"][name]
+        return _table([key.replace("_", " ") for key in found[0]], [list(row.values()) for row in found])
+
+    return once_measured("packets", rows)
+
+
+INCIDENT = "Risk of each window of both devices over time, with the orders that the agent (above) and the Bayes filter (below) would give"
+PACKET_HEADLINES = (
+    "B6.ciciot39",
+    "B6.nbaiot115",
+    "B6.speed.ciciot39.nfstream",
+    "B6.speed.nbaiot115.nfstream",
+    "B6.site.false_alarms",
+    "B6.site.shortcut",
+    "B6.watch",
+)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "packets_headlines": once_measured(
+        "packets", lambda: _table(GATE_HEAD, [_gate(key, one) for key, one in _load("packets")["gates"].items() if key in PACKET_HEADLINES])
+    ),
+    "packets_gates": once_measured("packets", lambda: gates("packets")),
+    "packets_equality": packets("equality"),
+    "packets_speed": packets("speed"),
+    "packets_calibration": packets("calibration"),
+    "packets_devices": packets("false alarms by device"),
+    "packets_incident": both(packets("incident"), once_measured("packets", lambda: f"![{INCIDENT}](../benchmarks/results/packets_incident.png)")),
     "leaderboard": leaderboard,
     "agents_headlines": once_measured("agents", lambda: _table(GATE_HEAD, [_gate(key, _load("agents")["gates"][key]) for key in AGENT_HEADLINES])),
     "agents_gates": once_measured("agents", lambda: gates("agents")),

@@ -119,7 +119,7 @@ def test_a_wrong_site_file_ends_in_one_line(tmp_path: Path, text: str, message: 
 
 def advisor_of(artifacts: Path, scenario: str = "home") -> Advisor:
     trained = trained_with(find_agent(None, artifacts), artifacts)
-    return Advisor(trained, Site(scenario=scenario), home_bank(trained.sensor))
+    return Advisor(trained, Site(scenario=scenario), home_bank(trained.sensor), SiteSensor.load(trained.sensor))
 
 
 def test_the_sensor_of_an_agent_is_found_by_its_readings(artifacts: Path) -> None:
@@ -261,6 +261,12 @@ def test_calibration_brings_false_alarms_to_what_was_asked(home: SiteSensor, art
     assert numbers["site flagged"] < 0.25
     assert abs(found.sensor.scale(later).mean()) < abs(home.sensor.scale(later).mean())  # the site now reads as home does
     assert figures(raised(home, known, 0.1), bank, later)["site flagged"] < 0.25
+    read = found.readings(bank, "calibrate")
+    (first, end), benign = bank.ranges("calibrate")[0], bank.class_families[0]
+    assert benign == "Benign"
+    assert {tuple(row) for row in read.sensors[first:end].tolist()} <= {tuple(row) for row in found.ordinary.tolist()}
+    np.testing.assert_array_equal(read.sensors[bank.split != 0], bank.sensors[bank.split != 0])
+    assert home.readings(bank, "calibrate") is bank
     found.save(tmp_path / "site", {})
     again = SiteSensor.load(tmp_path / "site")
     assert (again.alarm, again.site) == (found.alarm, "site")

@@ -34,6 +34,7 @@ from src.artifacts import open_artifact
 from src.config import Config, nearest
 from src.data.bank import TraceBank
 from src.errors import UserError
+from src.watch.sensor import SiteSensor
 from src.watch.site import Site
 
 WEEK = 7 * 24 * 3600.0
@@ -104,13 +105,14 @@ def trained_with(policy: Path, artifacts: Path, sensor: Path | None = None) -> T
 class Advisor:
     """Steps through intervals of `env.step_seconds`; readings in, advice out."""
 
-    def __init__(self, trained: Trained, site: Site, bank: TraceBank) -> None:
+    def __init__(self, trained: Trained, site: Site, bank: TraceBank, sensor: SiteSensor) -> None:
         """Open the agent for the site's network.
 
         Args:
             trained: agent and sensor.
             site: its scenario and its rate of attacks.
-            bank: of home; only its shape is read, and what readings say, where the agent's artifact does not hold that.
+            bank: of home.
+            sensor: that reads. What readings say is known from the agent's training, and learned again from the bank where the sensor was calibrated.
 
         Raises:
             UserError: when the agent does not fit the network, or was saved by another version.
@@ -129,7 +131,8 @@ class Advisor:
         self.actions = action_names(network.names)
         self.features = tuple(config.env.features)
         policy = load_policy(trained.policy, self.simulation)
-        knowledge = Knowledge.learn(config, bank) if policy.belief is None else policy.belief.knowledge
+        known = None if policy.belief is None or len(sensor.ordinary) else policy.belief.knowledge
+        knowledge = known or Knowledge.learn(config, sensor.readings(bank, "calibrate"))
         if policy.belief is not None:
             policy = dataclasses.replace(policy, belief=Belief(knowledge, config.env, network, self.layout))
         self.policy: LearnedPolicy = policy

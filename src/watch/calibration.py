@@ -4,7 +4,9 @@
    the logarithms).
 2. Temperatures are those at which the site's windows, taken to be ordinary, and windows of home are likeliest together.
 3. The anomaly score's quantiles, and what disagreement of the networks is usual, are taken from the site.
-4. A window is flagged whose risk is above what all but a chosen share of the site's windows that nothing was learned from reach.
+4. What readings say of an attack, which the agent's belief goes by, is learned again: from attacks of home as the sensor now reads them, and
+   from its readings of the site's ordinary windows (`SiteSensor.readings`).
+5. A window is flagged whose risk is above what all but a chosen share of the site's windows that nothing was learned from reach.
 
 In place of 1 and 2 both LSTMs can be trained further (`src.training.adaptation`), which needs the data set of home.
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,6 +51,8 @@ LEAST_DEVIATION = 1e-3
 """Of a logarithm: a column that never changes is told no more finely."""
 LEAST_DISAGREEMENT = 0.01
 """Nats, as where the sensor was joined."""
+KEPT = 500
+"""Readings of ordinary windows that a calibrated sensor keeps, about."""
 ADAPTATION = TemporalTrainingConfig(epochs=3, batch_size=256, class_weights="none", learning_rate=2e-3)
 """Of the further training, as its study had it (`benchmarks/part_site.py`)."""
 
@@ -143,9 +147,10 @@ def _joined(
             apart = disagreement([base.predict_attack_probability(held)[None], temporal_draws(temporal, held)])
         second = Second(temporal, second.fusion, max(float(apart.mean()), LEAST_DISAGREEMENT))
     sensor = EnhancedAttackPredictor(base, detector, home.sensor.feature_names, home.sensor.class_names, second)
-    alarm = threshold_for([sensor.read(ordinary.held).risk.astype(np.float64)], false_alarms)
+    read = sensor.read(ordinary.held)
+    alarm = threshold_for([read.risk.astype(np.float64)], false_alarms)
     reference = BenignReference.fit(np.concatenate([ordinary.learned, ordinary.held]))
-    return SiteSensor(sensor, reference, home.largest_rate, alarm, "site")
+    return SiteSensor(sensor, reference, home.largest_rate, alarm, "site", read.table()[:: max(1, len(ordinary.held) // KEPT)])
 
 
 def _statistics(rows: Rows) -> tuple[Tensor, Tensor]:
@@ -221,7 +226,7 @@ def raised(home: SiteSensor, captures: Sequence[Capture], false_alarms: float = 
     """The sensor as it was trained, with the site's threshold: what calibration is to be compared with."""
     _check(home)
     alarm = threshold_for([home.risk(Ordinary.of(home, captures).held)], false_alarms)
-    return SiteSensor(home.sensor, home.reference, home.largest_rate, alarm, "site, by its threshold alone")
+    return replace(home, alarm=alarm, site="site, by its threshold alone")
 
 
 def windows(sensor: SiteSensor, captures: Sequence[Capture], stride: int = 1) -> tuple[Rows, NDArray[np.int64]]:

@@ -75,6 +75,7 @@ def _watch_options(parser: argparse.ArgumentParser) -> None:
 
 def _watch(given: argparse.Namespace) -> None:
     """Watch traffic in shadow mode: read it, judge it, say what the agent would do. Nothing is sent to the network."""
+    from src.training.lstm_trainer import torch_threads
     from src.watch.advisor import RULE, Advisor, find_agent, trained_with
     from src.watch.findings import live_table
     from src.watch.observer import Feed, Observer
@@ -82,16 +83,17 @@ def _watch(given: argparse.Namespace) -> None:
     from src.watch.sensor import SiteSensor, home_bank
     from src.watch.watch import Watch, findings
 
-    artifacts = load_config().compute.artifacts
+    config = load_config()
+    artifacts = config.compute.artifacts
     site = None if given.scenario is None else load_site(given.scenario)
     trained = trained_with(find_agent(given.policy, artifacts), artifacts, None)
     site = site or Site(scenario=trained.config.env.scenario)
     roster, bank = Roster(site), home_bank(trained.sensor)
     sensor = SiteSensor.load(given.sensor or trained.sensor)
-    advisor = Advisor(trained, site, bank)
+    advisor = Advisor(trained, site, bank, sensor)
     observer = Observer(sensor, roster, advisor.features, advisor.seconds)
     watch, incident, console = Watch(observer, advisor, roster), Incident(), Console(stderr=True)
-    with opened(given.capture) as reader, _lines(given.out) as write, _live(console, write is not None) as show:
+    with torch_threads(config.compute.threads), opened(given.capture) as reader, _lines(given.out) as write, _live(console, write is not None) as show:
         feed = Feed(reader, live=given.capture == "-")
 
         def seen() -> None:

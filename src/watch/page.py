@@ -64,7 +64,7 @@ class Incident:
             "".join(f"<p class=note><b>{html.escape(name)}</b>: {html.escape(text)}</p>" for name, text in words.items()),
             "<div class=cards>" + "".join(f"<div class=card><b>{number}</b>{html.escape(text)}</div>" for number, text in cards) + "</div>",
             "<h2>Risk of each device, and what was recommended</h2>",
-            _timeline(found, seen) if seen else "<p class=note>No device finished a window.</p>",
+            _figure(timeline(found, seen)) if seen else "<p class=note>No device finished a window.</p>",
             "<h2>Devices</h2>", _devices(found, seen),
             f"<h2>Alerts</h2><p class=note>The first {SHOWN} and every change of advice after them.</p>", _alerts(alerts),
             f"<h2>What is not known</h2><p class=note>{html.escape(UNKNOWN)}</p>",
@@ -76,8 +76,8 @@ class Incident:
         return path
 
 
-def _timeline(found: Sequence[Finding], devices: Sequence[str]) -> str:
-    """Risk of each device over time; orders of the agent above it, of the rule below."""
+def timeline(found: Sequence[Finding], devices: Sequence[str]) -> bytes:
+    """A PNG: risk of each device over time; orders of the agent above it, of the rule below."""
     figure = Figure(figsize=(12, 1.2 + 1.35 * len(devices)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(devices), 1, sharex=True, squeeze=False)[:, 0]
@@ -104,9 +104,13 @@ def _timeline(found: Sequence[Finding], devices: Sequence[str]) -> str:
     figure.legend(handles=handles, ncols=len(handles), loc="outside upper right", frameon=False, fontsize=8)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
+
+
+def _figure(picture: bytes) -> str:
     said = "Risk of each window (red: above the site's threshold). Marks above: what the agent would order; below: what the comparison rule would."
-    picture = base64.b64encode(content.getvalue()).decode()
-    return f'<figure><img alt="timeline" src="data:image/png;base64,{picture}"><figcaption>{said}</figcaption></figure>'
+    encoded = base64.b64encode(picture).decode()
+    return f'<figure><img alt="timeline" src="data:image/png;base64,{encoded}"><figcaption>{said}</figcaption></figure>'
 
 
 def _dates(times: Sequence[float]) -> np.ndarray:

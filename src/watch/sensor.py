@@ -24,6 +24,8 @@ AT_HOME = 0.1
 """Share of ordinary windows at home that may be flagged where a sensor was not calibrated to the site."""
 MOST = 2_000
 """Windows that what is usual is told from, at most."""
+READ = 200
+"""Windows of each class of home that a calibrated sensor reads anew."""
 POINTS = 101
 """Quantiles that are kept of each feature's means."""
 HOME = "home"
@@ -42,6 +44,8 @@ class SiteSensor:
     """Largest risk that is not flagged."""
     site: str
     """`home` for a sensor as it was trained, or what it was calibrated to."""
+    ordinary: NDArray[np.float32]
+    """(N, 11) what it reads of the site's ordinary windows that nothing was learned from; none of a sensor as it was trained."""
 
     @property
     def length(self) -> int:
@@ -69,6 +73,24 @@ class SiteSensor:
         """What drove the base LSTM's verdict on raw windows (N, T, 39), by integrated gradients from what is usual here."""
         return explain(self.sensor.model, windows, self.reference, self.sensor.feature_names, self.sensor.class_names, steps=16)
 
+    def readings(self, bank: TraceBank, side: str) -> TraceBank:
+        """A bank of home as this sensor reads it, on one side: ordinary windows read as the site's own do, attacks as they came; the rest is as it was.
+
+        What readings say of an attack is learned from this: a sensor that was taken to a site no longer reads as it did at home.
+        """
+        if len(self.ordinary) == 0:
+            return bank
+        sensors = np.array(bank.sensors)
+        for (first, end), family in zip(bank.ranges(side), bank.class_families, strict=True):
+            if end == first:
+                continue
+            count = min(end - first, READ)
+            read = self.ordinary
+            if family != FAMILIES[0]:
+                read = self.sensor.read(bank.raw_windows(np.linspace(first, end - 1, count).astype(np.int64))).table()
+            sensors[first:end] = read[np.arange(end - first) * len(read) // (end - first)]
+        return bank.with_sensors(sensors)
+
     def save(self, folder: Path, meta: Mapping[str, Any]) -> None:
         """Write a calibrated sensor as an artifact folder, atomically; `EnhancedAttackPredictor.load` opens it too.
 
@@ -78,7 +100,7 @@ class SiteSensor:
         shares = np.linspace(0, 1, POINTS)
         stated = {
             "name": self.site, "alarm": self.alarm, "largest_rate": self.largest_rate, "baseline": self.reference.baseline.tolist(),
-            "means": np.quantile(self.reference.means, shares, axis=0).tolist(), "band": self.reference.band.tolist(),
+            "means": np.quantile(self.reference.means, shares, axis=0).tolist(), "band": self.reference.band.tolist(), "ordinary": self.ordinary.tolist(),
         }  # fmt: skip
         self.sensor.save(folder, {**meta, "calibrated_to": stated})
 
@@ -95,7 +117,7 @@ class SiteSensor:
         if stated is None:
             return cls.at_home(sensor, home_bank(folder))
         reference = BenignReference(np.array(stated["baseline"], np.float32), np.array(stated["means"]), np.array(stated["band"]))
-        return cls(sensor, reference, float(stated["largest_rate"]), float(stated["alarm"]), str(stated["name"]))
+        return cls(sensor, reference, float(stated["largest_rate"]), float(stated["alarm"]), str(stated["name"]), np.array(stated["ordinary"], np.float32))
 
     @classmethod
     def at_home(cls, sensor: EnhancedAttackPredictor, bank: TraceBank) -> SiteSensor:
@@ -103,7 +125,7 @@ class SiteSensor:
         windows = home_windows(bank, "calibrate")[0]
         rates = np.asarray(bank.rows)[:, AT["Rate"]]
         alarm = threshold_for([sensor.read(windows).risk.astype(np.float64)], AT_HOME)
-        return cls(sensor, BenignReference.fit(windows), float(rates.max()), alarm, HOME)
+        return cls(sensor, BenignReference.fit(windows), float(rates.max()), alarm, HOME, np.empty((0, len(bank.sensor_names)), np.float32))
 
 
 def home_bank(folder: Path) -> TraceBank:
