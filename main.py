@@ -169,7 +169,7 @@ def main(words: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; go on with --resume RUN, the name that was printed at the start", file=sys.stderr)
+        print("\ninterrupted" + ("" if config is None else "; go on with --resume RUN, the name that was printed at the start"), file=sys.stderr)
         return 130
     except Exception:
         # Each library says in its own way that a disk is full, and some do not say it.

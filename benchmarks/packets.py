@@ -265,7 +265,7 @@ def replay(options: PartOptions, trained: Trained, home: SiteSensor, folder: Pat
         page.findings.extend(found)
         for device in ("hub-1", "camera-1"):
             mine = [one for one in found if one.device == device]
-            orders = {who: [one.end for one in mine if getattr(one, key) != "MONITOR"] for who, key in (("agent", "order"), (RULE, "rule"))}
+            orders = {who: [one.time for one in mine if getattr(one, key) != "MONITOR"] for who, key in (("agent", "order"), (RULE, "rule"))}
             table.append({
                 "sensor": name, "device": device, "windows": len(mine), "flagged": float(np.mean([one.flagged for one in mine])) if mine else None,
                 **{f"orders, {who}": len(times) for who, times in orders.items()},

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.bayes import BayesFilter
-from agents.belief import HELD, IMPACT, Belief, Knowledge
+from agents.belief import Belief, Knowledge
+from agents.filtering import HELD, IMPACT
 from agents.learned import KIND, LearnedPolicy, load_policy
 from agents.training import RLTrainer
 from envs import dynamics

@@ -21,7 +21,7 @@ from src.models.predictor_interface import LEVELS
 PRODUCT = {"name": "iot-defense", "vendor_name": "iot-defense", "version": "0.1.0"}
 SCHEMA = "1.3.0"
 _SPACE = uuid.UUID("6f6f9b8e-8f0f-5a55-9f0d-0d3c1d6f2b61")
-"""Of the identifiers of findings, which are the same for the same window."""
+"""Of the identifiers of findings, which are the same for the same advice on the same window."""
 _SEVERITIES = {"none": (1, "Informational"), "low": (2, "Low"), "medium": (3, "Medium"), "high": (4, "High"), "critical": (5, "Critical")}
 
 
@@ -34,8 +34,10 @@ class Finding:
     """Of the device, e.g. `camera`."""
     addresses: tuple[str, ...]
     """By which it is known."""
+    time: float
+    """Of the advice, seconds since 1970: the end of the window, or later where it was advised again without a new one."""
     start: float
-    """Of the window, seconds since 1970."""
+    """Of the window."""
     end: float
     risk: float
     uncertainty: float
@@ -73,13 +75,13 @@ class Finding:
             severity = max(severity, _SEVERITIES["low"])
         label, uid = (
             LABELS[self.predicted if self.predicted in LABELS else "BenignTraffic"],
-            str(uuid.uuid5(_SPACE, f"{self.device} {self.start!r} {self.end!r}")),
+            str(uuid.uuid5(_SPACE, f"{self.device} {self.time!r} {self.end!r}")),
         )
         doing = "" if self.order == "MONITOR" else f"; recommended: {self.order}"
         return {
             "category_uid": 2, "category_name": "Findings", "class_uid": 2004, "class_name": "Detection Finding",
             "activity_id": 1, "activity_name": "Create", "type_uid": 200401, "type_name": "Detection Finding: Create",
-            "time": _milliseconds(self.end), "start_time": _milliseconds(self.start), "end_time": _milliseconds(self.end),
+            "time": _milliseconds(self.time), "start_time": _milliseconds(self.start), "end_time": _milliseconds(self.end),
             "severity_id": severity[0], "severity": severity[1], "status_id": 1, "status": "New", "is_alert": self.alert,
             "confidence_score": round(100 * self.confidence), "risk_score": round(100 * self.risk),
             "message": f"{self.device}: {self.predicted}, risk {self.risk:.2f}{doing}",

@@ -56,7 +56,7 @@ class Incident:
         cards = [
             (f"{counters.frames:,}", "frames"), (f"{counters.windows:,}", "windows read"), (f"{len(alerts):,}", "of them alerts"),
             (f"{counters.dropped:,}", "frames dropped"),
-            ("none" if first is None else html.escape(first.order), "first order" if first is None else f"first order, {clock(first.end)} UTC"),
+            ("none" if first is None else html.escape(first.order), "first order" if first is None else f"first order, {clock(first.time)} UTC"),
         ]  # fmt: skip
         parts = [
             f"<h1>{html.escape(title)}</h1>",
@@ -84,7 +84,7 @@ def timeline(found: Sequence[Finding], devices: Sequence[str]) -> bytes:
     colours = {"RATE_LIMIT": "#e8a33d", "BLOCK": "#d9480f", "ISOLATE": "#a3123a", "RESTORE": "#5f3dc4", "RELEASE": "#2b8a3e"}
     for axis, name in zip(axes, devices, strict=True):
         mine = [one for one in found if one.device == name]
-        time, risk = _dates([one.end for one in mine]), np.array([one.risk for one in mine])
+        time, risk = _dates([one.time for one in mine]), np.array([one.risk for one in mine])
         flagged = np.array([one.flagged for one in mine])
         axis.plot(time, risk, color="#0b7285", linewidth=0.8, alpha=0.7)
         axis.scatter(time[~flagged], risk[~flagged], s=5, color="#0b7285")
@@ -138,7 +138,7 @@ def _alerts(alerts: Sequence[Finding]) -> str:
     chosen = [*alerts[:SHOWN], *(one for one in changed if one not in alerts[:SHOWN])][: 3 * SHOWN]
     rows = [
         [
-            clock(one.end), one.device, f"{one.risk:.2f}", f"{one.uncertainty:.2f}", f"{one.anomaly:.2f}", f"{one.predicted} {one.confidence:.2f}",
+            clock(one.time), one.device, f"{one.risk:.2f}", f"{one.uncertainty:.2f}", f"{one.anomaly:.2f}", f"{one.predicted} {one.confidence:.2f}",
             f"{one.held:.2f}", one.order, one.rule, "; ".join(one.reasons),
         ]
         for one in chosen

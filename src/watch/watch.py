@@ -56,12 +56,13 @@ class Watch:
         advice = self.advisor.step({device: readings.shown[index] for device, (readings, index) in pending.items()})
         self.counters.intervals += 1
         found = [(self._finding(device, readings, index, advice), readings.windows[index]) for device, (readings, index) in sorted(pending.items())]
+        now = max(finding.end for finding, _ in found)
         for place, device in enumerate((advice.device, advice.rule_device)):
             if device >= 0 and device not in pending and (last := self.newest[device]) is not None:
                 # Advice about a device of which nothing came in this interval goes with what was last seen of it.
                 orders = {"order": advice.order if device == advice.device else "MONITOR", "rule": advice.rule if device == advice.rule_device else "MONITOR"}
                 if place == 0 or device != advice.device:
-                    found.append((_again(last, orders, float(advice.held[device])), np.empty(0)))
+                    found.append((_again(last, now, orders, float(advice.held[device])), np.empty(0)))
         return found
 
     def _finding(self, device: int, readings: Readings, index: int, advice: Advice) -> Finding:
@@ -69,7 +70,8 @@ class Watch:
         chosen = int(reading.probabilities[index].argmax())
         return Finding(
             device=self.roster.names[device], kind=self.roster.network.types[device],
-            addresses=tuple(self.roster.addresses().get(self.roster.names[device], ())), start=float(readings.start[index]), end=float(readings.end[index]),
+            addresses=tuple(self.roster.addresses().get(self.roster.names[device], ())), time=float(readings.end[index]),
+            start=float(readings.start[index]), end=float(readings.end[index]),
             risk=float(reading.risk[index]), uncertainty=float(reading.uncertainty[index]), anomaly=float(reading.anomaly[index]),
             families=tuple(reading.families[index].tolist()), predicted=self.observer.sensor.sensor.class_names[chosen],
             confidence=float(reading.probabilities[index, chosen]), flagged=bool(reading.risk[index] > self.observer.sensor.alarm),
@@ -91,8 +93,9 @@ class Watch:
         return [finding for finding, _ in found]
 
 
-def _again(last: Finding, orders: dict[str, str], held: float) -> Finding:
-    return Finding(**{**vars(last), **orders, "held": held})
+def _again(last: Finding, time: float, orders: dict[str, str], held: float) -> Finding:
+    """Advice without a new window: what was last seen of the device, with what is ordered now."""
+    return Finding(**{**vars(last), **orders, "time": time, "held": held})
 
 
 def findings(watch: Watch, feed: Iterator[Frames], seen: Callable[[], None]) -> Iterator[Finding]:
