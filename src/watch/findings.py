@@ -64,6 +64,11 @@ class Finding:
         return self.flagged or self.order != "MONITOR"
 
     @property
+    def again(self) -> bool:
+        """Whether it repeats the last window, for advice that came without a new one."""
+        return self.time > self.end
+
+    @property
     def family(self) -> str:
         """Most probable family."""
         return FAMILIES[max(range(len(FAMILIES)), key=self.families.__getitem__)]

@@ -23,6 +23,8 @@ MOST_FINDINGS = 50_000
 """That a page remembers, the newest."""
 SHOWN = 40
 """Alerts in the table."""
+WRAPPED = "td:last-child{white-space:normal;text-align:left;min-width:16em}"
+"""Style of the last column, which may hold a sentence."""
 UNKNOWN = (
     "What a live site cannot know is shown to the agent as follows: no control is in force and none was paid for (nothing is carried out), no device is "
     "patched, the time left is always whole, and a device is silent where no whole window of it came in an interval. The belief is told that its advice was "
@@ -54,7 +56,7 @@ class Incident:
         alerts = [one for one in found if one.alert]
         first = next((one for one in found if one.order != "MONITOR"), None)
         cards = [
-            (f"{counters.frames:,}", "frames"), (f"{counters.windows:,}", "windows read"), (f"{len(alerts):,}", "of them alerts"),
+            (f"{counters.frames:,}", "frames"), (f"{counters.windows:,}", "windows read"), (f"{len(alerts):,}", "alerts, with advice that was given again"),
             (f"{counters.dropped:,}", "frames dropped"),
             ("none" if first is None else html.escape(first.order), "first order" if first is None else f"first order, {clock(first.time)} UTC"),
         ]  # fmt: skip
@@ -69,9 +71,7 @@ class Incident:
             f"<h2>Alerts</h2><p class=note>The first {SHOWN} and every change of advice after them.</p>", _alerts(alerts),
             f"<h2>What is not known</h2><p class=note>{html.escape(UNKNOWN)}</p>",
         ]  # fmt: skip
-        page = (
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
-        )
+        page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}{WRAPPED}</style><body>{''.join(parts)}</body></html>\n"
         write_text(path, page)
         return path
 
@@ -124,10 +124,11 @@ def _devices(found: Sequence[Finding], devices: Sequence[str]) -> str:
     for name in devices:
         mine = [one for one in found if one.device == name]
         ordered = [[getattr(one, who) for one in mine if getattr(one, who) != "MONITOR"] for who in ("order", "rule")]
-        means = (np.mean([one.flagged for one in mine]), np.mean([one.risk for one in mine]), max(one.held for one in mine))
+        read = [one for one in mine if not one.again] or mine  # where the windows themselves were forgotten
+        means = (np.mean([one.flagged for one in read]), np.mean([one.risk for one in read]), max(one.held for one in mine))
         rows.append(
             [
-                name, ", ".join(mine[0].addresses), f"{len(mine):,}", *(f"{mean:.3f}" for mean in means), *(f"{len(orders):,}" for orders in ordered),
+                name, ", ".join(mine[0].addresses), f"{len(read):,}", *(f"{mean:.3f}" for mean in means), *(f"{len(orders):,}" for orders in ordered),
             ]
         )  # fmt: skip
     return _table(["device", "addresses", "windows", "share flagged", "mean risk", "largest foothold belief", "orders, agent", "orders, rule"], rows)
