@@ -71,7 +71,8 @@ class Incident:
             f"<h2>Alerts</h2><p class=note>The first {SHOWN} and every change of advice after them.</p>", _alerts(alerts),
             f"<h2>What is not known</h2><p class=note>{html.escape(UNKNOWN)}</p>",
         ]  # fmt: skip
-        page = f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}{WRAPPED}</style><body>{''.join(parts)}</body></html>\n"
+        head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}{WRAPPED}</style>"
+        page = f"<!doctype html><html lang=en>{head}<body>{''.join(parts)}</body></html>\n"
         write_text(path, page)
         return path
 
