@@ -9,7 +9,7 @@ from __future__ import annotations
 from benchmarks.common import launch
 from benchmarks.parts import PartedBenchmark
 
-CHOICES = PartedBenchmark("agent_choices", "benchmarks.agents_", ("algorithms", "ablations", "costs"), ("envs",), seeds=3)
+CHOICES = PartedBenchmark("agent_choices", "benchmarks.agents_", ("algorithms", "ablations", "costs"), ("envs",), seeds=2)
 
 
 def main() -> None:
