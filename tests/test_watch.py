@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 
 from agents.training import RLTrainer
-from envs.dynamics import NOTHING
+from envs.dynamics import NOTHING, Order
+from envs.world import KINDS
 from main import main
 from src.config import Config, load_config
 from src.data.ciciot2023 import FEATURES_39, Capture
@@ -174,11 +175,35 @@ def test_advice_is_the_policys_and_the_belief_knows_that_it_was_not_followed(art
     held = []
     for row in np.repeat(hostile, 3, axis=0)[:25]:
         advice = advisor.step({0: row})
-        assert advice.order in advisor.actions
-        assert (advice.device == -1) == (advice.order == "MONITOR")
+        for device, order in [*advice.orders.items(), *advice.rule.items()]:
+            assert order in advisor.actions
+            assert order.endswith(f" {advisor.simulation.network.names[device]}")
         held.append(advice.held[0])
     assert not advisor._rule_state.restoring.any()  # nobody restores anything here
     assert held[-1] > held[0]
+
+
+def test_one_device_does_not_keep_others_from_their_orders(artifacts: Path) -> None:
+    advisor = advisor_of(artifacts)
+    observation = advisor.observe({})
+
+    class Eager:
+        """Restores the first two devices, the second first, whenever it may."""
+
+        def predict(self, observation: np.ndarray, state: object, deterministic: bool) -> tuple[np.ndarray, object]:
+            may = advisor.layout.split(observation)["valid"][0, :, Order.RESTORE - 1] > 0
+            device = next((one for one in (1, 0) if may[one]), None)
+            return np.array([0 if device is None else device * KINDS + Order.RESTORE]), "later" if device == 1 else "last"
+
+    before = observation.copy()
+    orders, memory = advisor._orders(Eager(), observation, None)  # type: ignore[arg-type]
+    names = advisor.simulation.network.names
+    assert list(orders.items()) == [(1, f"RESTORE {names[1]}"), (0, f"RESTORE {names[0]}")]
+    assert memory == "later"  # what it remembers is of the interval as it was seen
+    np.testing.assert_array_equal(observation, before)
+    alone, _ = advisor.policy.predict(observation, None, deterministic=True)
+    first = next(iter(advisor._orders(advisor.policy, observation, None)[0].values()), "MONITOR")
+    assert first == advisor.actions[alone[0]]
 
 
 def test_windows_follow_one_another_and_the_newest_of_an_interval_is_read(home: SiteSensor) -> None:

@@ -46,16 +46,12 @@ RULE = "Bayes filter"
 
 
 class Advice(NamedTuple):
-    """What is recommended for one interval."""
+    """What is recommended for one interval: by device, the most urgent first; devices with nothing to order are left out."""
 
-    order: str
-    """Of the agent, e.g. `BLOCK camera-1`, or `MONITOR`."""
-    rule: str
+    orders: dict[int, str]
+    """Of the agent, e.g. `BLOCK camera-1`."""
+    rule: dict[int, str]
     """Of the comparison rule."""
-    device: int
-    """Of the agent's order; -1 for MONITOR."""
-    rule_device: int
-    """Of the rule's."""
     held: NDArray[np.float64]
     """(D,) what the belief gives for a foothold on each device."""
 
@@ -167,12 +163,30 @@ class Advisor:
     def step(self, shown: Mapping[int, NDArray[np.float32]]) -> Advice:
         """What is recommended after an interval; `shown` as for `observe`."""
         observation = self.observe(shown)
-        action, after = self.policy.predict(observation, self._state, deterministic=True)
-        ruled, _ = self.rule.predict(observation, self._rule_state)
+        orders, after = self._orders(self.policy, observation, self._state)
+        rule, _ = self._orders(self.rule, observation, self._rule_state)
         self._state = after if self.policy.belief is None else _unheeded(self.policy.belief, self._state, observation)
         self._rule_state = _unheeded(self.rule.belief, self._rule_state, observation)
         held = self.rule.belief.conditions(self._rule_state)[0][:, [HELD, IMPACT]].sum(axis=1)
-        return Advice(self.actions[action[0]], self.actions[ruled[0]], _device(action[0]), _device(ruled[0]), held.astype(np.float64))
+        return Advice(orders, rule, held.astype(np.float64))
+
+    def _orders(self, policy: LearnedPolicy | BayesFilter, observation: NDArray[np.float32], state: Any) -> tuple[dict[int, str], Any]:
+        """What a policy orders, and its memory after the first answer.
+
+        It gives one order at a time, and is asked again, with the devices that it ordered for left out, until it would only watch: where nothing
+        is carried out, a device that it would see to first would keep the others from their orders for ever.
+        """
+        asked, found, memory = observation.copy(), {}, None
+        valid = self.layout.split(asked)["valid"]
+        for turn in range(self.layout.devices):
+            (action,), after = policy.predict(asked, state, deterministic=True)
+            memory = after if turn == 0 else memory
+            if action == Order.MONITOR:
+                break
+            device = int(action - 1) // KINDS
+            found[device] = self.actions[action]
+            valid[:, device] = 0.0
+        return found, memory
 
     def forget(self, device: int) -> None:
         """Take back what was shown of a device that turned out to be none."""
@@ -185,7 +199,3 @@ def _unheeded(belief: Belief, state: Any, observation: NDArray[np.float32]) -> A
     """What is believed at the next interval, where nothing was ordered in this one."""
     parts, heard = belief.hear(state, observation)
     return belief.advance(heard, parts, MONITOR)
-
-
-def _device(action: np.int64) -> int:
-    return -1 if action == Order.MONITOR else int(action - 1) // KINDS

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from envs.dynamics import Order
 from src.data.packets import Frames
 from src.watch.advisor import Advice, Advisor
 from src.watch.findings import Counters, Finding
 from src.watch.observer import Observer, Readings
 from src.watch.site import Roster
 
+WATCH = Order.MONITOR.name
 REASONS = 3
 """Features that are told of an alert."""
 
@@ -57,12 +59,11 @@ class Watch:
         self.counters.intervals += 1
         found = [(self._finding(device, readings, index, advice), readings.windows[index]) for device, (readings, index) in sorted(pending.items())]
         now = max(finding.end for finding, _ in found)
-        for place, device in enumerate((advice.device, advice.rule_device)):
-            if device >= 0 and device not in pending and (last := self.newest[device]) is not None:
+        for device in dict.fromkeys([*advice.orders, *advice.rule]):
+            if device not in pending and (last := self.newest[device]) is not None:
                 # Advice about a device of which nothing came in this interval goes with what was last seen of it.
-                orders = {"order": advice.order if device == advice.device else "MONITOR", "rule": advice.rule if device == advice.rule_device else "MONITOR"}
-                if place == 0 or device != advice.device:
-                    found.append((_again(last, now, orders, float(advice.held[device])), np.empty(0)))
+                orders = {"order": advice.orders.get(device, WATCH), "rule": advice.rule.get(device, WATCH)}
+                found.append((_again(last, now, orders, float(advice.held[device])), np.empty(0)))
         return found
 
     def _finding(self, device: int, readings: Readings, index: int, advice: Advice) -> Finding:
@@ -75,7 +76,7 @@ class Watch:
             risk=float(reading.risk[index]), uncertainty=float(reading.uncertainty[index]), anomaly=float(reading.anomaly[index]),
             families=tuple(reading.families[index].tolist()), predicted=self.observer.sensor.sensor.class_names[chosen],
             confidence=float(reading.probabilities[index, chosen]), flagged=bool(reading.risk[index] > self.observer.sensor.alarm),
-            order=advice.order if advice.device == device else "MONITOR", rule=advice.rule if advice.rule_device == device else "MONITOR",
+            order=advice.orders.get(device, WATCH), rule=advice.rule.get(device, WATCH),
             held=float(advice.held[device]),
         )  # fmt: skip
 
