@@ -265,9 +265,10 @@ def replay(options: PartOptions, trained: Trained, home: SiteSensor, folder: Pat
         page.findings.extend(found)
         for device in ("hub-1", "camera-1"):
             mine = [one for one in found if one.device == device]
+            read = [one for one in mine if not one.again]
             orders = {who: [one.time for one in mine if getattr(one, key) != "MONITOR"] for who, key in (("agent", "order"), (RULE, "rule"))}
             table.append({
-                "sensor": name, "device": device, "windows": len(mine), "flagged": float(np.mean([one.flagged for one in mine])) if mine else None,
+                "sensor": name, "device": device, "windows": len(read), "flagged": float(np.mean([one.flagged for one in read])) if read else None,
                 **{f"orders, {who}": len(times) for who, times in orders.items()},
                 **{f"first order, {who}, min after the device joined": (times[0] - joins) / 60 if times else None for who, times in orders.items()},
             })  # fmt: skip
