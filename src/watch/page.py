@@ -23,8 +23,8 @@ MOST_FINDINGS = 50_000
 """That a page remembers, the newest."""
 SHOWN = 40
 """Alerts in the table."""
-WRAPPED = "td:last-child{white-space:normal;text-align:left;min-width:16em}"
-"""Style of the last column, which may hold a sentence."""
+WRAPPED = ".wrapped :is(td,th):last-child{white-space:normal;text-align:left;min-width:26em}"
+"""Style of a last column that may hold a sentence."""
 UNKNOWN = (
     "What a live site cannot know is shown to the agent as follows: no control is in force and none was paid for (nothing is carried out), no device is "
     "patched, the time left is always whole, and a device is silent where no whole window of it came in an interval. The belief is told that its advice was "
@@ -145,12 +145,12 @@ def _alerts(alerts: Sequence[Finding]) -> str:
         ]
         for one in chosen
     ]  # fmt: skip
-    return _table(["time (UTC)", "device", "risk", "doubt", "anomaly", "looks like", "foothold", "agent", "rule", "because"], rows)
+    return _table(["time (UTC)", "device", "risk", "doubt", "anomaly", "looks like", "foothold", "agent", "rule", "because"], rows, "wrapped")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], style: str = "") -> str:
     if not rows:
         return "<p class=note>None.</p>"
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class=scroll><table><tr>{top}</tr>{body}</table></div>"
+    return f"<div class=scroll><table class='{style}'><tr>{top}</tr>{body}</table></div>"
