@@ -60,8 +60,9 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary file beside `path`, which takes its place if all goes well; else nothing is left.
 
     Raises:
         UserError: when the folder cannot be written.
@@ -69,18 +70,29 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            yield Path(name)
             os.chmod(name, 0o644)
             os.replace(name, path)
         finally:
             with contextlib.suppress(FileNotFoundError):  # it is gone where it became `path`
                 os.unlink(name)
     except OSError as error:
+        reason = error.strerror or error
         raise UserError(
-            f"cannot write '{path}': {error.strerror}; choose a writable folder (--set compute.artifacts=FOLDER, or --out where a command has it)"
+            f"cannot write '{path}': {reason}; choose a writable folder (--set compute.artifacts=FOLDER, or --out where a command has it)"
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        UserError: when the folder cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

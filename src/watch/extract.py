@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from src.artifacts import replacing
 from src.data.ciciot2023 import FEATURES_39, Capture, Cleaner
 from src.data.nbaiot import FEATURES_115
 from src.data.packets import CaptureReader, decode, open_capture
@@ -105,7 +104,7 @@ def write_table(name: str, out: Path, options: TableOptions) -> Written:
     if options.schema == "nbaiot115":
         fields = [("ts", pa.float64()), *((one, pa.float32()) for one in FEATURES_115)]
     schema, count, report = pa.schema(fields), 0, Counter[str]()
-    with opened(name) as reader, _replacing(out) as target:
+    with opened(name) as reader, replacing(out) as target:
         with pq.ParquetWriter(target, schema) as writer:
             for columns in _tables(reader, options, report):
                 table = pa.Table.from_arrays([pa.array(one, from_pandas=True) for one in columns], schema=schema)
@@ -129,24 +128,6 @@ def _tables(reader: CaptureReader, options: TableOptions, report: Counter[str]) 
         if len(rows.device):
             whose = [] if options.roster is None else [[options.roster.names[device] for device in rows.device]]
             yield [rows.start, rows.end, rows.duration, *whose, *rows.features.T]
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its place if all goes well."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        try:
-            yield Path(name)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):  # it is gone where it became `path`
-                os.unlink(name)
-    except OSError as error:
-        raise UserError(f"cannot write '{path}': {error.strerror or error}; choose a writable place with --out") from error
 
 
 def read_captures(names: Iterable[str], roster: Roster | None = None, frames: int = FRAMES, label: str = "site") -> list[Capture]:
