@@ -227,5 +227,5 @@ def advance(modes, belief, caution, spent, hazard, limit, block, holds, down, du
                 row[ATTACKED_ROUND] = attacked * rounds + probed_round * engages_round + attacked_round * (1.0 - leaves_round - wins_round)
                 row[HELD] = attacked * wins + attacked_round * wins_round + foothold * (1.0 - bursts)
                 row[IMPACT] += foothold * bursts
-            spent[e, p] += 4.0 * lost + 0.5 * setbacks
+            spent[e, p] += 4.0 * lost + 0.5 * setbacks  # and 1 for a foothold cut off, above: as `envs.dynamics` counts setbacks
             caution[e, p] = 1.0 - (1.0 - wary) * (1.0 - cautious) ** setbacks
