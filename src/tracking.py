@@ -235,7 +235,7 @@ def tracking(config: Config, name: str, tags: Mapping[str, Any] | None = None, r
     store = _Store(client, config.compute.artifacts.resolve() / f"unsent-{run_id}.jsonl")
     tracker = Tracker(store, experiment, run_id, config, all_tags)
     with _held(at_work, run_id), _ending(store, run_id):
-        client.update_run(run_id, status="RUNNING")
+        store.send({"run": run_id, "status": "RUNNING"}, lambda: client.update_run(run_id, status="RUNNING"), None)
         if resume is None:
             tracker.log_params(config.model_dump(mode="json"))
         yield tracker

@@ -31,6 +31,7 @@ def test_the_environment_is_worth_solving_at_small_size(tmp_path: Path) -> None:
     # 200 episodes do not tell how little the filter misses a reading of three that repeat much of each other, by networks trained for a few
     # epochs; the committed result asks that of 500 and of the trained sensor.
     assert unmet <= {f"F.gate3.Bayes_filter.noise_for_{reading}" for reading in ("risk", "uncertainty", "anomaly")}
+    assert not real or found["gates"]["F.gate3.Bayes_filter.noise_for_risk"]["value"] > 0
 
 
 def test_the_environment_is_worth_solving_in_the_committed_result() -> None:
