@@ -27,13 +27,13 @@ LIFT = 0.5
 
 @dataclass(frozen=True)
 class Foresight:
-    """How orders are weighed; `bayes_candidates` is the grid of it."""
+    """How orders are weighed, by default as tuning on `clinic` chose; `bayes_candidates` is the grid of it."""
 
-    restore: float = 60.0
+    restore: float = 240.0
     """Steps of harm that a restore saves, where there is a foothold: for so long it would stay unsure."""
-    late: float = 5.0
+    late: float = 1.0
     """Steps by which a foothold is found late, where a break-in is not stopped."""
-    thrift: float = 0.0
+    thrift: float = 0.2
     """What an order must save beyond its costs: orders are counted, and one that is given now cannot be given later."""
     trust: float = TRUST
     """Exponent of the likelihoods: below 1 believes readings less, above 1 more, than their fit says."""

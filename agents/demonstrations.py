@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
-from agents.bayes import BayesFilter, Foresight
+from agents.bayes import BayesFilter
 from agents.belief import Knowledge
 from agents.vec_env import ShownVecEnv
 from src.config import Config
@@ -44,7 +44,7 @@ def imitate(model: BaseAlgorithm, scaler: VecNormalize, config: Config, bank: Tr
     """
     shown: ShownVecEnv = scaler.venv  # type: ignore[assignment]
     env = shown.venv.env  # type: ignore[attr-defined]
-    teacher = BayesFilter(config, bank, env.simulation.layout, Foresight(restore=240.0, late=1.0, thrift=0.2), knowledge=knowledge)
+    teacher = BayesFilter(config, bank, env.simulation.layout, knowledge=knowledge)
     rng, shuffle = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     scaler.seed(seed)
     seen: Any = scaler.reset()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from agents.baselines import Constant, Random, Threshold
-from agents.bayes import BayesFilter, bayes_candidates
+from agents.bayes import BayesFilter, Foresight, bayes_candidates
 from agents.belief import Knowledge, Memory
 from agents.filtering import ATTACKED, HELD, IMPACT, PROBED
 from envs import IoTVectorEnv
@@ -98,7 +98,7 @@ def test_a_silent_device_says_nothing(knowledge: Knowledge) -> None:
 
 def test_belief_in_a_foothold_falls_with_the_restore(knowledge: Knowledge) -> None:
     env = vector(200, scenario="solo", attack_free=0.0)
-    policy = bayes(env, knowledge)
+    policy = BayesFilter(env.simulation.config, BANK, env.simulation.layout, Foresight(restore=60.0, late=5.0, thrift=0.0), knowledge=knowledge)
     observation, _ = env.reset(seed=0)
     device = env.simulation.devices[:, 0]
     state, starts = None, np.ones(200, np.bool_)
