@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,22 @@ def versions() -> dict[str, str]:
     return found
 
 
+_ISSUED: ContextVar[str | None] = ContextVar("issued", default=None)
+
+
 def command() -> str:
-    """The command that this process was started with."""
-    return shlex.join(["python", *sys.orig_argv[1:]])
+    """The command that this process was started with, or on whose behalf it works (`issued_by`)."""
+    return _ISSUED.get() or shlex.join(["python", *sys.orig_argv[1:]])
+
+
+@contextlib.contextmanager
+def issued_by(words: str) -> Iterator[None]:
+    """Work on behalf of another process's command: what is made inside names that one."""
+    before = _ISSUED.set(words)
+    try:
+        yield
+    finally:
+        _ISSUED.reset(before)
 
 
 def _digest(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -578,6 +579,10 @@ class QRDQNConfig(DQNConfig):
 Algorithm = Literal["ppo", "a2c", "dqn", "qrdqn", "maskable_ppo", "recurrent_ppo"]
 
 
+AGENT = "agent"
+"""What the agents that `rl` itself describes are called among the policies, whatever their algorithm, so that runs compare."""
+
+
 class RLConfig(Section):
     """Training of the agents. Each algorithm has a section of its own; only that of `algorithm` is used."""
 
@@ -619,6 +624,8 @@ class RLConfig(Section):
     """MaskablePPO."""
     recurrent_ppo: RecurrentPPOConfig = RecurrentPPOConfig(learning_rate=2e-3)
     """RecurrentPPO."""
+    variants: dict[str, dict[str, Any]] = {}
+    """Further groups of agents to train and compare, by name, the settings of `rl` that differ, e.g. {A2C: {algorithm: a2c}, flat: {network: flat}}."""
 
     @model_validator(mode="after")
     def _batches_fit(self) -> RLConfig:
@@ -627,6 +634,15 @@ class RLConfig(Section):
             if name == self.algorithm and (self.n_envs * settings.n_steps) % settings.batch_size:
                 samples = self.n_envs * settings.n_steps
                 raise ValueError(f"rl.{name}.batch_size ({settings.batch_size}) must divide rl.n_envs x rl.{name}.n_steps ({samples})")
+        return self
+
+    @model_validator(mode="after")
+    def _variants_differ(self) -> RLConfig:
+        for name, settings in self.variants.items():
+            if name == AGENT or not re.fullmatch(r"\w[\w .+-]{0,39}", name):
+                raise ValueError(f"rl.variants: '{name}' cannot name a group: at most 40 letters, digits and ' .+-_', and not '{AGENT}', which is `rl` itself")
+            for key in {"seeds", "variants"} & set(settings):
+                raise ValueError(f"rl.variants.{name}: '{key}' is the same for all groups")
         return self
 
 
@@ -665,6 +681,19 @@ class ComputeConfig(Section):
     """Threads of torch while predictors train; agents always train on one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks train; auto takes a GPU if there is one."""
+    engine: Literal["local", "ray"] = "local"
+    """Who trains: this process, one thing after another, or a Ray cluster, side by side (requirements-ray.txt, docs/cluster.md)."""
+    address: str | None = None
+    """Of the Ray cluster, `host:port`, or `auto` for the one that this machine belongs to; null starts one on this machine for the run."""
+    workers: int = Field(default=1, ge=1, le=1024)
+    """Processes of the Ray cluster that share each batch of a predictor's training."""
+
+    @model_validator(mode="after")
+    def _cluster_is_used(self) -> ComputeConfig:
+        for name in ("address", "workers"):
+            if self.engine == "local" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"compute.{name} goes with compute.engine 'ray', not with 'local'")
+        return self
 
 
 class Config(Section):
@@ -895,6 +924,14 @@ def changed(config: Config, settings: Mapping[str, Any]) -> Config:
     for key, value in settings.items():
         _put(tree, key, value)
     return _validated(tree, "settings")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return flat
 
 
 def _validated(tree: dict[str, Any], origin: str) -> Config:

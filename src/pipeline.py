@@ -20,20 +20,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from agents.benchmark import TEST_SEED, BenchmarkRunner
+from agents.benchmark import SCRIPTED, TEST_SEED, BenchmarkRunner
 from agents.learned import load_policy
-from agents.manager import TrainingManager
-from agents.training import OnMetrics, identity
+from agents.manager import Job, TrainingManager, groups
+from agents.training import OnMetrics, RLTrainer, identity
 from envs.attackers import check_techniques
 from envs.recording import write_html, write_png
 from envs.scenarios import build_network, load_scenario
 from src.artifacts import content_digest, write_text
-from src.config import Config, describe, nearest
+from src.config import AGENT, Config, describe, nearest
 from src.data.bank import SPLITS, TraceBank
 from src.data.dataset import Dataset, load_dataset
 from src.data.site import with_benign_site
 from src.data.taxonomy import FAMILIES
 from src.data.windows import gather, window_starts
+from src.engines import Engine, engine
 from src.errors import UserError
 from src.evaluation.analysis import CONSTANT, SHUFFLED, BenchmarkAnalyzer
 from src.evaluation.detection import reliability
@@ -45,9 +46,7 @@ from src.evaluation.statistics import Estimate
 from src.evaluation.tables import Gate, print_table, result, save_result
 from src.models.predictor_interface import EnhancedAttackPredictor
 from src.tracking import Tracker, tracking
-from src.training.autoencoder import AutoencoderTrainer
 from src.training.fused import assemble
-from src.training.lstm_trainer import LSTMTrainer
 from src.training.sensors import build_bank
 
 POLICY_COLUMNS = {
@@ -56,8 +55,7 @@ POLICY_COLUMNS = {
 }  # fmt: skip
 """`never met`: mean return against attackers that training never met; `healthy`: share of criticality x time both uncompromised and in
 service; `false h/day`: hours that a device is cut off in a day without attack."""
-AGENT = "agent"
-"""What the trained agents are called among the policies, whatever the algorithm, so that runs compare."""
+GROUP_COLUMNS = {"agent": "group", "side": "attackers", "interval": "H", "improved": "probability of improvement"}
 FAMILY_COLUMNS = {"family": "family", "macro_f1": "F1"}
 DETECTION_COLUMNS = {"family": "family", "windows": "windows", "auroc": "AUROC", "alarms_01": "alarms at 1 %", "alarms_05": "alarms at 5 %"}
 
@@ -93,6 +91,8 @@ class Run:
     tracker: Tracker
     console: Console
     resume: bool
+    engine: Engine
+    """Who trains."""
     started: float = field(default_factory=time.perf_counter)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     figures: dict[str, Path] = field(default_factory=dict)
@@ -121,10 +121,9 @@ class Run:
         """Where the trace bank lies."""
         return self.sensor_folder / ("bank" if self.traces is self.data else f"bank-{self.traces.data_hash[:12]}")
 
-    @property
-    def agents_folder(self) -> Path:
-        """Where the agents lie."""
-        return self.config.compute.artifacts / "agents" / _digest(self.sensor_folder.name, self.bank_folder.name, identity(self.config))
+    def agents_folder(self, config: Config) -> Path:
+        """Where the agents of a configuration lie: this run's, or a variant of it."""
+        return self.config.compute.artifacts / "agents" / _digest(self.sensor_folder.name, self.bank_folder.name, identity(config))
 
     @property
     def source(self) -> str:
@@ -150,7 +149,7 @@ class Run:
             with self.tracker.nested("predictor", {"phase": "lstm", "split": "fit", "algorithm": "base LSTM, temporal LSTM"}) as log:
                 rows, classes = len(self.data.splits["fit"].label), len(self.data.class_names)
                 self.say(f"training the attack predictor (base LSTM, then temporal LSTM) on {self.source} traffic: {rows:,} rows, {classes} classes")
-                LSTMTrainer(self.config, self.data, _Keeping(self, log)).train(self.networks, self.resume)
+                self.engine.train_networks(self.config, self.data, _Keeping(self, log), self.networks, self.resume)
         if join:
             self._join()
 
@@ -159,9 +158,9 @@ class Run:
         if not self._finished(self.autoencoder):
             with self.tracker.nested("autoencoder", {"phase": "sae", "split": "fit", "algorithm": "LSTM autoencoder"}) as log:
                 self.say(f"training the LSTM autoencoder on benign {self.source} traffic")
-                trained = AutoencoderTrainer(self.config, self.data, log).train(self.autoencoder, self.resume)
+                families = self.engine.train_autoencoder(self.config, self.data, log, self.autoencoder, self.resume)
                 title = f"anomaly score on held-out {self.source} windows, each family against benign: alarms at 1 % and 5 % of calibration windows"
-                print_table(title, trained.rows, DETECTION_COLUMNS, self.console)
+                print_table(title, families, DETECTION_COLUMNS, self.console)
                 log.log_artifact(self.autoencoder, "autoencoder")
         if join:
             self._join()
@@ -249,16 +248,21 @@ class Run:
         return EnhancedAttackPredictor.load(self.sensor_folder / "predictor") if self.config.env.sensors == "live" else None
 
     def _manager(self) -> TrainingManager:
-        return TrainingManager(self.config, self.bank(), self.agents_folder, self.live_sensor())
+        bank, sensor = self.bank(), self.live_sensor()
+        trainers = {name: RLTrainer(config, bank, self.agents_folder(config), sensor) for name, config in groups(self.config).items()}
+        seeds = range(self.config.compute.seed, self.config.compute.seed + self.config.rl.seeds)
+        return TrainingManager(trainers, seeds, self.engine.train_agents)
 
     def train_agents(self, reuse: bool = False) -> None:
-        """Train one agent a seed, on the `agent` split; `reuse` (implied by `--resume`) keeps those that are trained already."""
+        """Train one agent a seed and group, on the `agent` split; `reuse` (implied by `--resume`) keeps those that are trained already."""
         manager = self._manager()
 
         @contextlib.contextmanager
-        def watch(seed: int) -> Iterator[OnMetrics]:
-            with self.tracker.nested(f"{self.config.rl.algorithm} seed {seed}", {"phase": "rl", "seed": seed, "split": "agent"}) as log:
-                self.say(f"training agent, seed {seed}: {self.config.rl.total_timesteps:,} steps of '{self.config.env.scenario}'")
+        def watch(job: Job) -> Iterator[OnMetrics]:
+            config = job.trainer.config
+            name = config.rl.algorithm if job.group == AGENT else job.group
+            tags = {"phase": "rl", "seed": job.seed, "split": "agent", "algorithm": config.rl.algorithm, "group": job.group}
+            with self.tracker.nested(f"{name} seed {job.seed}", tags, config) as log:
                 curve: list[tuple[int, float]] = []
 
                 def on_metrics(metrics: dict[str, float], step: int) -> None:
@@ -267,13 +271,13 @@ class Run:
                         curve.append((step, metrics["rollout/reward_mean"]))
 
                 yield on_metrics
-                log.log_artifact(manager.agents[seed], "agent")
-                if curve:
-                    self.curves[f"seed {seed}"] = curve
+                log.log_artifact(job.trainer.target(job.seed), "agent")
+                if curve and job.group == AGENT:
+                    self.curves[f"seed {job.seed}"] = curve
                     write_text(self.folder / "curves.json", json.dumps(self.curves) + "\n")
                     self._log_learning()
 
-        manager.train(watch, self.resume, reuse)
+        manager.train(watch, self.say, self.resume, reuse)
 
     def _log_learning(self) -> None:
         """The seeds' mean learning curve on the parent run, once all are trained: there two invocations are compared."""
@@ -292,10 +296,10 @@ class Run:
         agents = self._manager().agents
         runner = BenchmarkRunner(self.config, bank, sensor=self.live_sensor())
         with self.tracker.nested("evaluation", {"phase": "eval", "scenario": self.config.env.scenario, "split": "test", "sensors": bank.sensor}) as log:
-            contest = runner.run({AGENT: agents}, self.say)
+            contest = runner.run(agents, self.say)
             found = BenchmarkAnalyzer(self.config, contest, len(build_network(self.config.env.scenario).names))
             self._log(found, log)
-            best = runner.champion(agents)
+            best = runner.champion(agents[AGENT])
             self._draw(found, runner, best, log)
             self._register(best, runner, log)
             self._finish(found, log)
@@ -317,7 +321,9 @@ class Run:
             log.log_table(rows, f"{place.replace('eval', 'evaluation')}.json")
         # The parent carries the headline figures, so that two invocations compare without opening their nested runs.
         self.tracker.log_metrics({f"return/{_short(row['policy'])}": row["return"] for row in found.policies["seen"]})
-        self.tracker.log_metrics({f"score/H{'' if row['side'] == 'seen' else '_held_out'}": row["H"] for row in found.scores})
+        for row in found.scores:
+            name = f"score/H{'' if row['side'] == 'seen' else '_held_out'}"
+            self.tracker.log_metrics({name if row["agent"] == AGENT else f"{name}/{_short(row['agent'])}": row["H"]})
 
     def _draw(self, found: BenchmarkAnalyzer, runner: BenchmarkRunner, agent: Path, log: Tracker) -> None:
         heuristic = found.contest.heuristic
@@ -367,9 +373,12 @@ class Run:
         print_table(title, rows, POLICY_COLUMNS, self.console)
         best = found.contest.heuristic
         self.say(f"best heuristic on the traces of tuning: {found.contest.words[best] or best}")
-        seen, held_out = found.scores
+        seen, held_out = (row for row in found.scores if row["agent"] == AGENT)
         score = "score of the agent between that heuristic (0) and the planner (1)"
         self.say(f"{score}, attackers never met: {_interval(held_out, 'H')}; known attackers: {_interval(seen, 'H')}")
+        if len(found.contest.agents) > 1:
+            rows = [{**row, "interval": _interval(row, "H"), "improved": _interval(row, "improvement")} for row in found.scores]
+            print_table(f"groups of agents, as they compare with {best}", rows, GROUP_COLUMNS, self.console)
         gates = {**self._gates(found), **found.gates()}
         unmet = [key for key, gate in gates.items() if not gate.met]
         self.say(f"gates met: {len(gates) - len(unmet)} of {len(gates)}" + (f"; not met: {', '.join(unmet)}" if unmet else ""))
@@ -441,6 +450,9 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     """
     load_scenario(config.env.scenario)
     check_techniques(config.attackers)
+    for name in groups(config):
+        if name in SCRIPTED:
+            raise UserError(f"rl.variants: '{name}' is the name of a scripted policy to compare with; choose another")
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a log file is as wide as the tables need
@@ -456,14 +468,16 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
         "phase": phase, "split": PHASE_SPLIT[phase], "algorithm": config.rl.algorithm, "scenario": config.env.scenario, "attackers": config.env.attackers,
         "run": name, "sensors": SENSOR, "data_source": data.source, "data_hash": data.data_hash, "site": traces.site,
     }  # fmt: skip
-    write_text(folder / "config.yml", describe(config))
     shown = f"{phase} {Path(config.env.scenario).stem} {config.rl.algorithm} seed {config.compute.seed}"
-    with tracking(config, shown, tags, former) as tracker:
+    with engine(config.compute) as (trains, told), tracking(config, shown, tags, former) as tracker:
+        write_text(folder / "config.yml", describe(config))
         write_text(folder / "run.json", json.dumps({"mlflow_run": tracker.run_id, "phase": phase}) + "\n")
         console.print(f"run [bold]{name}[/bold]  data: {data.source} ({sum(len(rows.label) for rows in data.splits.values()):,} rows)", highlight=False)
         if traces is not data:
             console.print(f"traces   {traces.site}", highlight=False)
-        run = Run(config, folder, data, traces, tracker, console, resume is not None)
+        if told:
+            console.print(f"cluster  {told}", highlight=False)
+        run = Run(config, folder, data, traces, tracker, console, resume is not None, trains)
         with contextlib.suppress(FileNotFoundError):
             run.curves.update(json.loads((folder / "curves.json").read_text(encoding="utf-8")))
         yield run

@@ -50,18 +50,22 @@ def run(words: list[str] | None) -> None:
     config = load_config(given.config, given.preset, given.overrides)
 
     from src.data.dataset import load_dataset  # heavy imports only once the words are known to be right
+    from src.engines import engine
     from src.tracking import tracking
-    from src.training.search import search, space
+    from src.training.search import space
 
     data = load_dataset(config.data, config.compute.seed)
     console = Console()
     store = config.compute.artifacts / "search.db"
-    with tracking(config, f"search {given.model}", {"phase": "search", "data_source": data.source, "data_hash": data.data_hash}) as tracker:
+    tags = {"phase": "search", "data_source": data.source, "data_hash": data.data_hash}
+    with engine(config.compute) as (trains, cluster), tracking(config, f"search {given.model}", tags) as tracker:
 
         def say(text: str) -> None:
             console.print(text, highlight=False, soft_wrap=True)
 
-        found = search(config, data, given.model, space(given.model), given.trials, store, tracker.nested, study=given.study, say=say)
+        if cluster:
+            say(cluster)
+        found = trains.search(config, data, given.model, space(given.model), given.trials, store, tracker.nested, study=given.study, say=say)
         tracker.log_metrics({"search/macro_f1": found.value, "search/trials": float(len(found.rows))})
         tracker.log_table(found.rows, "trials.json")
         say(f"study {found.study} in {store}; best macro-F1 on calibrate ({data.source} traffic): {found.value:.4f}, with")

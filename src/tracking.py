@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from sqlalchemy.exc import SQLAlchemyError
 
 from src.artifacts import command, git_commit
-from src.config import Config
+from src.config import Config, flatten
 from src.errors import UserError
 
 if TYPE_CHECKING:
@@ -120,19 +120,20 @@ class Tracker:
         return self._client.tracking_uri
 
     @contextlib.contextmanager
-    def nested(self, name: str, tags: Mapping[str, Any] | None = None) -> Iterator[Tracker]:
+    def nested(self, name: str, tags: Mapping[str, Any] | None = None, config: Config | None = None) -> Iterator[Tracker]:
         """A run below this one (a phase, a seed); ends FINISHED, FAILED, or KILLED on Ctrl-C.
 
-        It has this run's tags, so that a filter finds it by them, and those given in their place; and its phase's settings as parameters.
+        It has this run's tags, so that a filter finds it by them, and those given in their place; and its phase's settings, of `config` where that is
+        not this run's, as parameters.
         """
         all_tags = {**self._tags, **_plain(tags)}
         record = {"run": self.run_id, "nested": name, "tags": all_tags}
         tags = {**all_tags, _PARENT: self.run_id}
         run_id = self._store.send(record, lambda: self._client.create_run(self._experiment, tags=tags, run_name=name).info.run_id, f"unsent {name}")
         with _ending(self._store, run_id):
-            below = Tracker(self._store, self._experiment, run_id, self._config, all_tags)
+            below = Tracker(self._store, self._experiment, run_id, config or self._config, all_tags)
             sections = SECTIONS.get(all_tags.get("phase", ""), ())
-            below.log_params({**{name: getattr(self._config, name).model_dump(mode="json") for name in sections}, "compute.seed": all_tags["seed"]})
+            below.log_params({**{name: getattr(below._config, name).model_dump(mode="json") for name in sections}, "compute.seed": all_tags["seed"]})
             yield below
 
     def log_params(self, params: Mapping[str, Any]) -> None:
@@ -239,14 +240,6 @@ def tracking(config: Config, name: str, tags: Mapping[str, Any] | None = None, r
         if resume is None:
             tracker.log_params(config.model_dump(mode="json"))
         yield tracker
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _plain(tags: Mapping[str, Any] | None) -> dict[str, str]:

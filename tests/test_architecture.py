@@ -28,9 +28,12 @@ ROOMS: dict[str, set[str]] = {
     "envs": BASE | {"src.predictor", "src.data.bank"},
     "agents": BASE | {"envs", "src.evaluation", "src.predictor", "src.data.bank"},
     # The command of a search: trains and tracks; nobody imports it.
-    "src.search": BASE | {"src.data", "src.training", "src.tracking"},
+    "src.search": BASE | {"src.data", "src.training", "src.tracking", "src.engines"},
+    # What a Ray cluster carries out; `src.engines`, where the command lines ask who trains, comes here when `compute.engine` says so.
+    "src.cluster": BASE | {"src.data", "src.predictor", "src.models", "src.training", "envs", "agents"},
+    "src.engines": BASE | {"src.cluster", "src.data", "src.training", "agents"},
     # The body of the command line: joins all rooms, and only main.py (and benchmarks) may import it.
-    "src.pipeline": BASE | {"src.data", "src.predictor", "src.models", "src.training", "src.evaluation", "src.tracking", "envs", "agents"},
+    "src.pipeline": BASE | {"src.engines", "src.data", "src.predictor", "src.models", "src.training", "src.evaluation", "src.tracking", "envs", "agents"},
     # One policy, or a submission, in the pipeline's world; only main.py (and benchmarks) may import it.
     "src.scoring": BASE | {"src.pipeline", "src.data", "src.evaluation", "src.tracking", "envs", "agents"},
     # Packets to a decision: joins all rooms but the pipeline, and only main.py (and benchmarks) may import it.
@@ -89,6 +92,12 @@ def test_imports_stay_in_their_rooms(module: str, path: Path) -> None:
 def test_only_tracking_imports_mlflow() -> None:
     users = {module for module, path in modules() if any(name.split(".")[0] == "mlflow" for name in imports(path.read_text(encoding="utf-8")))}
     assert users <= {"src.tracking"}
+
+
+def test_only_the_cluster_imports_ray() -> None:
+    users = {module for module, path in modules() if any(name.split(".")[0] == "ray" for name in imports(path.read_text(encoding="utf-8")))}
+    assert users
+    assert all(room_of(name) == "src.cluster" for name in users)
 
 
 def test_the_rule_can_fail() -> None:

@@ -158,6 +158,7 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
 
 def test_every_setting_is_live(whole_run: Path, read_keys: set[tuple[type, str]]) -> None:
     others = tuple(f"rl.{name}." for name in ("a2c", "dqn", "qrdqn", "maskable_ppo", "recurrent_ppo"))  # tests/test_agents.py tries each
+    others += ("compute.address", "compute.workers")  # tests/test_cluster.py
     dead = [key for key, section in leaves().items() if (section, key.rsplit(".", 1)[-1]) not in read_keys and not key.startswith(others)]
     assert dead == []
 
@@ -179,6 +180,48 @@ def test_phases_reuse_what_they_need_and_the_same_seed_gives_the_same_numbers(wh
     capsys.readouterr()
     assert command_line.main(words(artifacts, "eval")) == 0
     assert "training" not in capsys.readouterr().out
+
+
+def test_variants_are_trained_with_the_same_seeds_and_compared(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifacts = tmp_path / "artifacts"
+    for room in ("networks", "autoencoders", "sensors", "agents"):
+        shutil.copytree(whole_run / room, artifacts / room)
+    variants = "rl.variants={A2C: {algorithm: a2c, a2c.demonstrations: 50}, flat network: {network: flat}}"
+    assert command_line.main(words(artifacts, "eval", variants)) == 0
+    out = capsys.readouterr().out
+    assert "training agent" not in out  # it is the same, whatever else is trained
+    assert all(f"training {group}, seed {seed}" in out for group in ("A2C", "flat network") for seed in (0, 1))
+    assert "groups of agents" in out
+    tables = json.loads((runs_folder(artifacts) / "results.json").read_text())["tables"]
+    assert [row["policy"] for row in tables["policies"]][-4:] == ["agent", "A2C", "flat network", "planner"]
+    assert [(row["side"], row["agent"]) for row in tables["scores"]] == [
+        (side, name) for side in ("seen", "held out") for name in ("agent", "A2C", "flat network")
+    ]
+    before = json.loads((runs_folder(whole_run) / "results.json").read_text())["tables"]["policies"]
+    assert [row for row in tables["policies"] if row["policy"] not in ("A2C", "flat network")] == before
+    client = mlflow.MlflowClient(f"sqlite:///{artifacts / 'mlflow.db'}")
+    named = {run.info.run_name: run.data for run in client.search_runs([found.experiment_id for found in client.search_experiments()])}
+    assert named["A2C seed 1"].tags["algorithm"] == named["A2C seed 1"].params["rl.algorithm"] == "a2c"
+    assert named["flat network seed 0"].params["rl.network"] == "flat"
+
+
+@pytest.mark.parametrize(
+    ("variants", "told"),
+    [
+        ("{A2C: {algorthm: a2c}}", "rl.variants.A2C: unknown setting 'rl.algorthm': did you mean 'rl.algorithm'?"),
+        ("{A2C: {algorithm: sac}}", "rl.variants.A2C: settings: rl.algorithm: Input should be"),
+        ("{agent: {algorithm: a2c}}", "'agent' cannot name a group"),
+        ("{a/b: {algorithm: a2c}}", "'a/b' cannot name a group"),
+        ("{more: {seeds: 4}}", "'seeds' is the same for all groups"),
+        ("{playbook: {algorithm: a2c}}", "'playbook' is the name of a scripted policy"),
+        ("{same: {a2c: {gamma: 0.5}}}", "rl.variants.same would train the same agents as 'agent'"),
+        ("[a2c]", "rl.variants: Input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_variant_is_refused_before_anything_is_written(variants: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(words(tmp_path / "artifacts", "rl", f"rl.variants={variants}")) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_each_predictor_is_trained_once_and_the_sensor_joins_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -241,7 +241,7 @@ def test_one_predictor_serves_every_site_and_each_has_its_bank_and_agents(tmp_pa
         with start(config, "eval", None) as run:
             bank = run.bank()
             places.add(run.bank_folder)
-            agents.add(run.agents_folder)
+            agents.add(run.agents_folder(run.config))
             sensors.add(run.sensor_folder)
             sites.append(bank.site)
             assert bank.raw_windows(np.arange(3)).shape == (3, T, 39)

@@ -98,11 +98,12 @@ class ClassifierTrainer(Trainer[Model]):
         loss = self._pass(batches, after, see)
         if not np.isfinite(loss):
             raise self.diverged()
-        return loss, confusion
+        return loss, self.peers.total(confusion.astype(np.float64)).astype(np.int64)
 
     def evaluate_detailed(self, batches: Batches, class_names: tuple[str, ...]) -> Evaluation:
         """Confusion matrix and all that follows from it, for the model as it stands."""
         self.model.eval()
+        self._asked = self.objective
         with torch.inference_mode():
             loss, confusion = self._confusion(batches, lambda _: None)
         return Evaluation(class_names, confusion, loss)

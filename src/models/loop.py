@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 from abc import ABC, abstractmethod
@@ -18,14 +19,16 @@ from torch import Tensor, nn
 
 from src.config import LSTMTrainingConfig, SAETrainingConfig
 from src.errors import UserError
+from src.models.parallel import Batch, Objective, Peers
 from src.models.stopping import Stopping
 
 Model = TypeVar("Model", bound=nn.Module)
-Batch = tuple[Tensor, ...]
-"""Windows (B, T, F); for a classifier labels (B,) too and, where a model asks for them, domains (B,); last, where teachers have spoken, their
-probabilities (B, C)."""
 Batches = Iterable[Batch]
-"""A `WindowBatches`, or a torch `DataLoader`. Shuffling is drawn from its `generator`."""
+"""A `WindowBatches`, or a torch `DataLoader`. Shuffling is drawn from its `generator`.
+
+A batch is windows (B, T, F); for a classifier labels (B,) too and, where a model asks for them, domains (B,); last, where teachers have spoken, their
+probabilities (B, C).
+"""
 History = list[dict[str, float]]
 
 
@@ -93,7 +96,8 @@ class Trainer(ABC, Generic[Model]):
     """Trains a model whose `config` is a dataclass: epochs until a strategy says stop, best weights restored.
 
     Random numbers of epoch e follow from (seed, e) alone. Hence the same seed gives the same weights, and a run that was interrupted
-    and resumed ends with the weights of one that was not.
+    and resumed ends with the weights of one that was not. Where torch's process group is open, all its processes train together, each on its share
+    of every batch (`src.models.parallel`); the first one writes and reads checkpoints.
     """
 
     section: str
@@ -125,7 +129,8 @@ class Trainer(ABC, Generic[Model]):
         """
         self.model, self.settings, self.seed, self.device = model, settings, seed, device
         self.shape: Any = model.config
-        self.optimizer, self.scheduler, self.stopping = optimizer, scheduler, stopping
+        self.optimizer, self.scheduler, self.stopping, self.peers = optimizer, scheduler, stopping, Peers()
+        self._asked: Objective = self.objective
         self.mixed = settings.mixed_precision and device.type == "cuda"
         self.gradient_scaler = torch.amp.GradScaler(device.type, enabled=self.mixed)
 
@@ -136,11 +141,14 @@ class Trainer(ABC, Generic[Model]):
     def train_epoch(self, batches: Batches) -> dict[str, float]:
         """One pass with updates; returns its figures (measured while training, dropout on)."""
         self.model.train()
+        # Anew each epoch: a model that grows has other parameters than before.
+        self._asked = self.peers.joined(self.model, self.objective)
         return self._measure(batches, self._update)
 
     def validate_epoch(self, batches: Batches) -> dict[str, float]:
         """One pass without updates; returns its figures, as `train_epoch` does."""
         self.model.eval()
+        self._asked = self.objective
         with torch.inference_mode():
             return self._measure(batches, lambda _: None)
 
@@ -164,15 +172,16 @@ class Trainer(ABC, Generic[Model]):
         """
         total, count = 0.0, 0
         for batch in batches:
-            batch = tuple(part.to(self.device) for part in batch)
-            loss, output = self.objective(batch)
+            batch = tuple(part.to(self.device) for part in self.peers.share(batch))
+            loss, output = self._asked(batch)
             after(loss)
             total += float(loss.detach()) * len(batch[0])
             count += len(batch[0])
             see(batch, output.detach())
+        total, count = self.peers.total(np.array([total, count]))
         if count == 0:
             raise UserError("no window to train or evaluate on; take shorter windows or read more rows")
-        return total / count
+        return float(total / count)
 
     def diverged(self) -> UserError:
         """What to say when a loss is no longer finite."""
@@ -208,14 +217,15 @@ class Trainer(ABC, Generic[Model]):
         identity = hashlib.sha256(json.dumps([identity, self.seed, asdict(self.shape), self.settings.model_dump()]).encode()).hexdigest()
         self.stopping.reset()
         state: dict[str, Any] = {"identity": identity, "epoch": 0, "history": [], **self._snapshot()}
-        if resume and checkpoint is not None and checkpoint.exists():
-            state = self._restore(checkpoint, identity)
+        stored = self.peers.from_first(checkpoint.read_bytes() if resume and checkpoint is not None and checkpoint.exists() else b"")
+        if stored:
+            state = self._restore(stored, str(checkpoint), identity)
         for row in state["history"]:
             on_epoch(row)
         try:
             while state["epoch"] < self.settings.epochs and not self.stopping.reason:
                 self._step(state, train_batches, calibrate_batches)
-                if checkpoint is not None:
+                if checkpoint is not None and self.peers.rank == 0:
                     _write(checkpoint, {**state, **self._moving()})
                 on_epoch(state["history"][-1])
         finally:
@@ -237,6 +247,8 @@ class Trainer(ABC, Generic[Model]):
         with seeded(self.seed, 1 + state["epoch"]) as number:
             if (generator := getattr(train_batches, "generator", None)) is not None:
                 generator.manual_seed(number)
+            if self.peers.rank > 0:  # who shuffles alike, but drops out and draws apart
+                torch.manual_seed(number + self.peers.rank)
             trained = self.train_epoch(train_batches)
         checked = self.validate_epoch(calibrate_batches)
         state["epoch"] += 1
@@ -268,9 +280,9 @@ class Trainer(ABC, Generic[Model]):
             self.gradient_scaler.load_state_dict(scaling)
         self.stopping.restore(stored.pop("stopping"))
 
-    def _restore(self, checkpoint: Path, identity: str) -> dict[str, Any]:
+    def _restore(self, content: bytes, checkpoint: str, identity: str) -> dict[str, Any]:
         try:
-            stored = torch.load(checkpoint, map_location=self.device, weights_only=True)
+            stored = torch.load(io.BytesIO(content), map_location=self.device, weights_only=True)
             if stored["identity"] != identity:
                 raise UserError(f"checkpoint '{checkpoint}' was made with other settings or data; start without --resume, or restore those settings")
             self._go_on(stored)

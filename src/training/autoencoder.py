@@ -19,7 +19,7 @@ from src.data.taxonomy import FAMILIES, family_index
 from src.data.windows import gather, window_starts
 from src.errors import UserError
 from src.models.loop import History, WindowBatches
-from src.models.lstm_sae import AnomalyDetector, SAEConfig, build_autoencoder
+from src.models.lstm_sae import AnomalyDetector, LSTMAutoencoder, SAEConfig, build_autoencoder
 from src.training.explanation_figures import canvas
 from src.training.log import TrainingLog
 from src.training.lstm_trainer import provenance, torch_threads, training_bar
@@ -98,21 +98,10 @@ class AutoencoderTrainer:
         Raises:
             UserError: when a split holds no benign window, training diverges or a checkpoint belongs to another run.
         """
-        started, compute = time.perf_counter(), self.config.compute
+        started = time.perf_counter()
         checkpoint = folder.with_name(f"{folder.name}.checkpoint.pt")
-        known = self.dataset.splits["fit"]
-        model = build_autoencoder(self.shape, compute.seed, known.features[np.isin(known.label, self._benign)])
-        trainer = SAETrainer(model, self.config.sae.training, seed=compute.seed, device=compute.device)
-        identity = f"{self.dataset.data_hash} {self.dataset.feature_names} {self.dataset.class_names}"
-        with torch_threads(compute.threads), training_bar("autoencoder", self.config.sae.training.epochs, "loss") as show:
-
-            def on_epoch(row: dict[str, float]) -> None:
-                if self.log is not None:
-                    self.log.log_metrics({f"sae/{key}": value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
-                show(row)
-
-            batches = self._batches("fit", True), self._batches("calibrate", False)
-            history = trainer.train(*batches, on_epoch=on_epoch, checkpoint=checkpoint, resume=resume, identity=identity)
+        model, trainer, history = self._fit(checkpoint, resume)
+        with torch_threads(self.config.compute.threads):
             detector = AnomalyDetector.fit(model, self.windows("fit"), self.windows("calibrate"))
             rows, metrics = self._evaluate(detector)
         metrics |= {
@@ -130,6 +119,31 @@ class AutoencoderTrainer:
             self.log.log_table(rows, "anomaly_families.json")
             self.log.log_figure(loss_figure(history, self.dataset.source), "autoencoder_learning.png")
         return TrainedDetector(detector, rows, history, metrics, folder)
+
+    def follow(self) -> None:
+        """Take part in another process's `train`, which keeps checkpoints, evaluates and saves; the resumption is its matter too.
+
+        Raises:
+            UserError: as `train` does.
+        """
+        self._fit(None, resume=True)
+
+    def _fit(self, checkpoint: Path | None, resume: bool) -> tuple[LSTMAutoencoder, SAETrainer, History]:
+        """Train the network."""
+        known, compute = self.dataset.splits["fit"], self.config.compute
+        model = build_autoencoder(self.shape, compute.seed, known.features[np.isin(known.label, self._benign)])
+        trainer = SAETrainer(model, self.config.sae.training, seed=compute.seed, device=compute.device)
+        identity = f"{self.dataset.data_hash} {self.dataset.feature_names} {self.dataset.class_names}"
+        with torch_threads(compute.threads), training_bar("autoencoder", self.config.sae.training.epochs, "loss") as show:
+
+            def on_epoch(row: dict[str, float]) -> None:
+                if self.log is not None:
+                    self.log.log_metrics({f"sae/{key}": value for key, value in row.items() if key != "epoch"}, step=int(row["epoch"]))
+                show(row)
+
+            batches = self._batches("fit", True), self._batches("calibrate", False)
+            history = trainer.train(*batches, on_epoch=on_epoch, checkpoint=checkpoint, resume=resume, identity=identity)
+        return model, trainer, history
 
     def _evaluate(self, detector: AnomalyDetector) -> tuple[list[dict[str, Any]], dict[str, float]]:
         """Rows of the families on `test`, and the figures over all attacks."""

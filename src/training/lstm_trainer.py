@@ -237,6 +237,15 @@ class LSTMTrainer:
             log_explanations(self.log, temporal, self.dataset, self.shape.sequence_length)
         return TrainedNetworks(base, temporal, histories, metrics, folder)
 
+    def follow(self) -> None:
+        """Take part in another process's `train`, which keeps checkpoints, evaluates and saves; the resumption is its matter too.
+
+        Raises:
+            UserError: as `train` does.
+        """
+        self.train_base(resume=True)
+        self.train_temporal(resume=True)
+
     def evaluate(self, read: Callable[[NDArray[np.float32]], NDArray[np.floating]]) -> Evaluation:
         """What probabilities (N, C) of raw windows make of `test`."""
         classes, total = self.shape.num_classes, 0.0

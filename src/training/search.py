@@ -43,6 +43,26 @@ class TrialRun(TrainingLog, Protocol):
         """Record what is tried."""
 
 
+class Search(Protocol):
+    """How trials are carried out: `search`, or a cluster's."""
+
+    def __call__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        model: Kind,
+        ranges: Mapping[str, tuple[Any, ...]],
+        trials: int,
+        store: Path,
+        open_run: OpenRun,
+        *,
+        study: str | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Outcome:
+        """As `search`."""
+        ...
+
+
 OpenRun = Callable[[str, Mapping[str, Any]], AbstractContextManager[TrialRun]]
 """Opens a trial's record, of a name and tags."""
 
@@ -108,10 +128,10 @@ def search(
         UserError: when the named study was made with other settings or data, the store cannot be used, or the first trial fails.
     """
     config = changed(config, {"lstm.training.teachers": 0})  # they would cost each trial several times as much, and help every one
-    digest = _digest(config, dataset, ranges, model)
-    held = _open(store, study or f"{model}-{digest[:12]}", digest)
-    while (done := len(_finished(held))) < trials:
-        held.sampler = _sampler(config.compute.seed, done)
+    digest = study_digest(config, dataset, ranges, model)
+    held = open_study(store, study or f"{model}-{digest[:12]}", digest)
+    while (done := len(finished(held))) < trials:
+        held.sampler = sampler(config.compute.seed, done)
         trial = held.ask()
         settings = _suggest(trial, ranges)
         with open_run(f"trial {done + 1}", {"study": held.study_name, "trial": done + 1, "model": model}) as run:
@@ -130,8 +150,8 @@ def search(
                 held.tell(trial, 0.0)
             last = held.trials[-1]
             run.log_metrics({"objective": last.value or 0.0, "pruned": float(last.state == TrialState.PRUNED)})
-        say(f"trial {done + 1} of {trials}: macro-F1 {last.value or 0.0:.4f}{' (pruned)' if last.state == TrialState.PRUNED else ''}  {_words(settings)}")
-    return _outcome(held, ranges)
+        say(f"trial {done + 1} of {trials}: macro-F1 {last.value or 0.0:.4f}{' (pruned)' if last.state == TrialState.PRUNED else ''}  {words_of(settings)}")
+    return outcome(held, ranges)
 
 
 class _Watch:
@@ -163,14 +183,14 @@ class _Watch:
         self.run.log_table(rows, path)
 
 
-def _digest(config: Config, dataset: Dataset, ranges: Mapping[str, Any], model: Kind) -> str:
+def study_digest(config: Config, dataset: Dataset, ranges: Mapping[str, Any], model: Kind) -> str:
     """Of all that a trial's value follows from, what it tries apart."""
     section = config.lstm if model == "base" else config.temporal
     parts = [model, section.model_dump(mode="json"), config.data.window, config.compute.seed, dataset.data_hash, ranges]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _open(store: Path, name: str, digest: str) -> optuna.Study:
+def open_study(store: Path, name: str, digest: str) -> optuna.Study:
     """The study, new or as it was left; a trial that was cut off is marked as failed, and its settings will be tried again."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -189,11 +209,13 @@ def _open(store: Path, name: str, digest: str) -> optuna.Study:
     return held
 
 
-def _finished(held: optuna.Study) -> list[FrozenTrial]:
+def finished(held: optuna.Study) -> list[FrozenTrial]:
+    """Trials that count, in the order they began."""
     return held.get_trials(deepcopy=False, states=FINISHED)
 
 
-def _sampler(seed: int, done: int) -> optuna.samplers.TPESampler:
+def sampler(seed: int, done: int) -> optuna.samplers.TPESampler:
+    """What suggests settings, whose random numbers follow from the seed and how many trials are done."""
     number = int(np.random.SeedSequence([seed, done]).generate_state(1)[0])
     return optuna.samplers.TPESampler(seed=number, n_startup_trials=RANDOM_TRIALS)
 
@@ -205,23 +227,25 @@ def _suggest(trial: optuna.Trial, ranges: Mapping[str, tuple[Any, ...]]) -> dict
         else:
             low, high, logarithmic = rest
             (trial.suggest_int if kind == "int" else trial.suggest_float)(key, low, high, log=logarithmic)
-    return _plain(trial.params)
+    return plain(trial.params)
 
 
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+def plain(params: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they are used and printed: numbers of four digits."""
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in params.items()}
 
 
-def _words(settings: Mapping[str, Any]) -> str:
+def words_of(settings: Mapping[str, Any]) -> str:
+    """Settings on a line for the user."""
     return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in settings.items())
 
 
-def _outcome(held: optuna.Study, ranges: Mapping[str, Any]) -> Outcome:
-    finished = _finished(held)
-    best = max((trial for trial in finished if trial.state == TrialState.COMPLETE), key=lambda trial: trial.value or 0.0)
+def outcome(held: optuna.Study, ranges: Mapping[str, Any]) -> Outcome:
+    """What a study has found."""
+    done = finished(held)
+    best = max((trial for trial in done if trial.state == TrialState.COMPLETE), key=lambda trial: trial.value or 0.0)
     rows = [
-        {"trial": number + 1, "state": trial.state.name.lower(), "macro_f1": round(trial.value or 0.0, 4), **_plain({key: trial.params[key] for key in ranges})}
-        for number, trial in enumerate(finished)
+        {"trial": number + 1, "state": trial.state.name.lower(), "macro_f1": round(trial.value or 0.0, 4), **plain({key: trial.params[key] for key in ranges})}
+        for number, trial in enumerate(done)
     ]
-    return Outcome(held.study_name, _plain({key: best.params[key] for key in ranges}), float(best.value or 0.0), rows)
+    return Outcome(held.study_name, plain({key: best.params[key] for key in ranges}), float(best.value or 0.0), rows)

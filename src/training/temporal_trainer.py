@@ -136,7 +136,7 @@ class TemporalTrainer(ClassifierTrainer[AdvancedLSTMTemporal]):
         loss = self.loss(logits, labels)
         if not learns:
             return loss, logits
-        self._read += len(labels)
+        self._read += len(labels) * self.peers.count
         loss = loss + self.kl_weight * found["kl"] / self.windows
         if strength is not None:
             loss = loss + self.domain_weight * self._domain_loss(found["discriminator_output"], domains, len(labels), strength)
