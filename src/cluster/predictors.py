@@ -8,6 +8,7 @@ A worker that dies ends the others; Ray Train starts all of them again, and they
 
 from __future__ import annotations
 
+import copy
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ class Recorded:
     def tell(self, log: TrainingLog) -> None:
         """Pass all of it on."""
         for name, given in self.calls:
-            getattr(log, name)(*given)
+            getattr(log, name)(*copy.deepcopy(given))  # figures that have travelled cannot be drawn: their arrays are read-only
 
 
 def train_networks(config: Config, data: Dataset, log: TrainingLog, folder: Path, resume: bool) -> None:

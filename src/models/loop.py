@@ -102,6 +102,8 @@ class Trainer(ABC, Generic[Model]):
 
     section: str
     """Where the settings stand in the configuration, for messages."""
+    partial = False
+    """Whether a batch may leave some of the parameters without a gradient."""
     merit: str
     """Figure of `validate_epoch` that stopping and schedule judge by."""
 
@@ -142,7 +144,7 @@ class Trainer(ABC, Generic[Model]):
         """One pass with updates; returns its figures (measured while training, dropout on)."""
         self.model.train()
         # Anew each epoch: a model that grows has other parameters than before.
-        self._asked = self.peers.joined(self.model, self.objective)
+        self._asked = self.peers.joined(self.model, self.objective, self.partial)
         return self._measure(batches, self._update)
 
     def validate_epoch(self, batches: Batches) -> dict[str, float]:

@@ -49,11 +49,14 @@ class Peers:
             distributed.broadcast(found, 0)
         return found.numpy().tobytes()
 
-    def joined(self, model: nn.Module, objective: Objective) -> Objective:
-        """An objective whose gradients are averaged over the processes once they are taken. The model's weights become those of the first."""
+    def joined(self, model: nn.Module, objective: Objective, partial: bool) -> Objective:
+        """An objective whose gradients are averaged over the processes once they are taken. The model's weights become those of the first.
+
+        `partial` says that a batch may leave some of the parameters without a gradient.
+        """
         if self.count == 1:
             return objective
-        wrapped = nn.parallel.DistributedDataParallel(_Asked(model, objective), find_unused_parameters=True)
+        wrapped = nn.parallel.DistributedDataParallel(_Asked(model, objective), find_unused_parameters=partial)
         return lambda batch: wrapped(*batch)
 
 

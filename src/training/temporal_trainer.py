@@ -35,6 +35,7 @@ class TemporalTrainer(ClassifierTrainer[AdvancedLSTMTemporal]):
     """
 
     section = "temporal.training"
+    partial = True  # the discriminator's, where no domain is known
 
     def __init__(
         self,
