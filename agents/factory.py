@@ -22,8 +22,8 @@ VALUED = ("dqn", "qrdqn")
 
 
 def believes(config: Config) -> bool:
-    """Whether the configured algorithm is shown a belief; an LSTM remembers for itself."""
-    return config.rl.memory == "belief" and config.rl.algorithm != "recurrent_ppo"
+    """Whether the configured algorithm is shown a belief; an LSTM remembers for itself, and RLlib's PPO has no memory."""
+    return config.rl.memory == "belief" and config.rl.algorithm not in ("recurrent_ppo", "rllib_ppo")
 
 
 def sight(config: Config, layout: Layout) -> Sight:

@@ -91,6 +91,7 @@ NETWORKS = {
     "ppo": _ACTOR,
     "a2c": _ACTOR,
     "maskable_ppo": _ACTOR,
+    "rllib_ppo": _ACTOR,  # which `src.cluster.rllib` saves
     "dqn": Network(_weights(head="q_net.q_net"), lambda config: {}, lambda shape, options: Reacting(Values(shape))),
     "qrdqn": Network(
         _weights(head="quantile_net.quantile_net"),

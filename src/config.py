@@ -586,8 +586,8 @@ AGENT = "agent"
 class RLConfig(Section):
     """Training of the agents. Each algorithm has a section of its own; only that of `algorithm` is used."""
 
-    algorithm: Algorithm = "ppo"
-    """How it learns: Stable-Baselines3's and sb3-contrib's algorithms."""
+    algorithm: Literal[Algorithm, "rllib_ppo"] = "ppo"
+    """How it learns: Stable-Baselines3's and sb3-contrib's algorithms, and on a Ray cluster RLlib's PPO."""
     total_timesteps: int = Field(default=1_000_000, ge=1)
     """Environment steps a seed."""
     seeds: int = Field(default=3, ge=1)
@@ -624,6 +624,8 @@ class RLConfig(Section):
     """MaskablePPO."""
     recurrent_ppo: RecurrentPPOConfig = RecurrentPPOConfig(learning_rate=2e-3)
     """RecurrentPPO."""
+    rllib_ppo: ClippedConfig = ClippedConfig(gamma=0.98, ent_coef=5e-3, vf_coef=1e-3, batch_size=512, n_epochs=8)
+    """RLlib's PPO, with a perceptron of two layers, without memory and masks."""
     variants: dict[str, dict[str, Any]] = {}
     """Further groups of agents to train and compare, by name, the settings of `rl` that differ, e.g. {A2C: {algorithm: a2c}, flat: {network: flat}}."""
 
@@ -721,6 +723,12 @@ class Config(Section):
     """Tracking."""
     compute: ComputeConfig = ComputeConfig()
     """Machine."""
+
+    @model_validator(mode="after")
+    def _rllib_has_its_cluster(self) -> Config:
+        if self.rl.algorithm == "rllib_ppo" and self.compute.engine != "ray":
+            raise ValueError("rl.algorithm 'rllib_ppo' goes with compute.engine 'ray'")
+        return self
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.manager import CarryOut, in_turn
+from agents.manager import CarryOut, Trainer, in_turn
+from agents.training import RLTrainer
 from src.config import ComputeConfig, Config
+from src.data.bank import TraceBank
 from src.data.dataset import Dataset
+from src.predictor.interface import Sensor
 from src.training.autoencoder import AutoencoderTrainer
 from src.training.log import TrainingLog
 from src.training.lstm_trainer import LSTMTrainer
@@ -24,6 +27,8 @@ Families = list[dict[str, Any]]
 class Engine:
     """What trains, and leaves artifacts in a folder and figures in a log. The last argument of either predictor says whether to resume."""
 
+    trainer: Callable[[Config], Callable[[Config, TraceBank, Path, Sensor | None], Trainer]]
+    """Of a configuration's algorithm, what makes its trainer."""
     train_agents: CarryOut
     train_networks: Callable[[Config, Dataset, TrainingLog, Path, bool], None]
     """Base LSTM and temporal LSTM."""
@@ -47,11 +52,14 @@ def engine(compute: ComputeConfig) -> Iterator[tuple[Engine, str]]:
         UserError: when a cluster is asked for and cannot be reached.
     """
     if compute.engine == "local":
-        yield Engine(in_turn, _networks, _autoencoder, search), ""
+        yield Engine(lambda _: RLTrainer, in_turn, _networks, _autoencoder, search), ""
         return
     from src.cluster.connection import connected
 
     with connected(compute) as told:
-        from src.cluster import agents, predictors, trials  # once Ray is known to be there
+        from src.cluster import agents, predictors, rllib, trials  # once Ray is known to be there
 
-        yield Engine(agents.train_agents, predictors.train_networks, predictors.train_autoencoder, trials.search), told
+        def trainer(config: Config) -> type[RLTrainer]:
+            return rllib.RLlibTrainer if config.rl.algorithm == "rllib_ppo" else RLTrainer
+
+        yield Engine(trainer, agents.train_agents, predictors.train_networks, predictors.train_autoencoder, trials.search), told

@@ -23,7 +23,7 @@ from rich.console import Console
 from agents.benchmark import SCRIPTED, TEST_SEED, BenchmarkRunner
 from agents.learned import load_policy
 from agents.manager import Job, TrainingManager, groups
-from agents.training import OnMetrics, RLTrainer, identity
+from agents.training import OnMetrics, identity
 from envs.attackers import check_techniques
 from envs.recording import write_html, write_png
 from envs.scenarios import build_network, load_scenario
@@ -249,7 +249,7 @@ class Run:
 
     def _manager(self) -> TrainingManager:
         bank, sensor = self.bank(), self.live_sensor()
-        trainers = {name: RLTrainer(config, bank, self.agents_folder(config), sensor) for name, config in groups(self.config).items()}
+        trainers = {name: self.engine.trainer(config)(config, bank, self.agents_folder(config), sensor) for name, config in groups(self.config).items()}
         seeds = range(self.config.compute.seed, self.config.compute.seed + self.config.rl.seeds)
         return TrainingManager(trainers, seeds, self.engine.train_agents)
 

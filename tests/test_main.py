@@ -158,7 +158,7 @@ def test_mlflow_reads_back(whole_run: Path) -> None:
 
 def test_every_setting_is_live(whole_run: Path, read_keys: set[tuple[type, str]]) -> None:
     others = tuple(f"rl.{name}." for name in ("a2c", "dqn", "qrdqn", "maskable_ppo", "recurrent_ppo"))  # tests/test_agents.py tries each
-    others += ("compute.address", "compute.workers")  # tests/test_cluster.py
+    others += ("rl.rllib_ppo.", "compute.address", "compute.workers")  # tests/test_cluster.py
     dead = [key for key, section in leaves().items() if (section, key.rsplit(".", 1)[-1]) not in read_keys and not key.startswith(others)]
     assert dead == []
 
@@ -215,6 +215,7 @@ def test_variants_are_trained_with_the_same_seeds_and_compared(whole_run: Path, 
         ("{more: {seeds: 4}}", "'seeds' is the same for all groups"),
         ("{playbook: {algorithm: a2c}}", "'playbook' is the name of a scripted policy"),
         ("{same: {a2c: {gamma: 0.5}}}", "rl.variants.same would train the same agents as 'agent'"),
+        ("{RLlib: {algorithm: rllib_ppo}}", "rl.variants.RLlib: settings: rl.algorithm 'rllib_ppo' goes with compute.engine 'ray'"),
         ("[a2c]", "rl.variants: Input should be a valid dictionary"),
     ],
 )
