@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 BENCHMARKS := profile_fidelity predictors base_ablation temporal_speed sae env_gates env_speed examples self_play main_job agents agent_choices packets
 
-.PHONY: setup run test check test-all test-clients bench
+.PHONY: setup run test check test-all test-ray test-clients bench
 .DEFAULT_GOAL := run
 
 $(READY): requirements.txt
@@ -28,6 +28,9 @@ test-all: $(READY)  ## the test suite and the longer proofs
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-$*.txt
 	@touch $@
+
+test-ray: .venv-ray/.installed  ## trainings by a Ray cluster, in an environment of their own
+	.venv-ray/bin/python -m pytest tests/test_cluster.py
 
 test-clients: .venv-examples/.installed .venv-ray/.installed  ## the examples of TorchRL and RLlib, each in an environment of its own
 	.venv-examples/bin/python -m pytest tests/test_examples.py -k "torchrl or rllib"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,13 +87,15 @@ def _train(kind: type[LSTMTrainer] | type[AutoencoderTrainer], config: Config, d
     # Ray Train keeps books of its own; they are of no use once the artifact is there.
     books = place.parent / f"ray-{uuid.uuid4().hex[:8]}"
     try:
-        found = TorchTrainer(
-            _work,
-            train_loop_config=given,
-            scaling_config=ScalingConfig(num_workers=compute.workers, use_gpu=gpu, resources_per_worker={"CPU": float(compute.threads)}),
-            run_config=RunConfig(name=folder.name, storage_path=str(books), failure_config=FailureConfig(max_failures=TRIES)),
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        ).fit()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Ray deprecates is for Ray to mend
+            found = TorchTrainer(
+                _work,
+                train_loop_config=given,
+                scaling_config=ScalingConfig(num_workers=compute.workers, use_gpu=gpu, resources_per_worker={"CPU": float(compute.threads)}),
+                run_config=RunConfig(name=folder.name, storage_path=str(books), failure_config=FailureConfig(max_failures=TRIES)),
+                torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+            ).fit()
     except Exception as error:  # Ray Train wraps what a worker raised, more than once
         raise _cause(error) from error
     finally:

@@ -114,6 +114,10 @@ class _Watch(tune.Callback):
         self.rows: dict[str, dict[int, dict[str, Any]]] = {}
         self.sound, self.refused = False, ""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune stores its callbacks to go on with a search, which the study does here."""
+        return {}
+
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Keep the figures of an epoch; those of a trial that was started again take the place of the former."""
         self.rows.setdefault(trial.trial_id, {})[int(result["training_iteration"])] = result
