@@ -13,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
 import re
 import shutil
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,8 @@ def agents_of(artifacts: Path) -> dict[str, str]:
 
 def trainings(artifacts: Path) -> tuple[MlflowClient, list[Any]]:
     """Nested runs of trainings."""
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what MLflow uses and SQLAlchemy deprecates
         client = MlflowClient(f"sqlite:///{artifacts / 'mlflow.db'}")
         found = client.search_runs([one.experiment_id for one in client.search_experiments()])
     return client, [one for one in found if re.search(r" seed \d+$", one.info.run_name or "") and "mlflow.parentRunId" in one.data.tags]
@@ -206,8 +209,6 @@ def _short(epochs: int, workers: int, threads: int) -> Config:
 
 
 def _metrics(folder: Path) -> dict[str, float]:
-    import json
-
     found = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["metrics"]
     return {key: float(np.round(value, 4)) for key, value in found.items()}
 
