@@ -272,7 +272,7 @@ def read_recording(path: Path | str) -> Recording:
         raise UserError(f"cannot read the recording '{path}': {getattr(error, 'strerror', None) or 'it is no text'}") from error
     try:
         version = json.loads(lines[0])["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"'{path}' is no recording of an episode: its first line is no header") from error
     if version != SCHEMA:
         raise UserError(f"recording '{path}' has schema {version!r}, and this version reads {SCHEMA}; record it again")

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from src.config import Section, Share, explain, nearest, parse_yaml
+from src.config import Section, Share, explain, nearest, read_yaml
 from src.errors import UserError
 
 FAMILIES = ("Benign", "DDoS", "DoS", "Mirai", "Recon", "Spoofing", "Web", "BruteForce")
@@ -157,12 +156,7 @@ def load_scenario(name: str) -> Scenario:
     if not own and name not in SCENARIOS:
         raise UserError(f"unknown scenario '{name}': {nearest(name, SCENARIOS)}, or the path of a .yml file")
     path = Path(name) if own else Path(__file__).parent / "networks" / f"{name}.yml"
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read scenario '{name}': {error.__class__.__name__}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"scenario '{name}' is not valid YAML: {' '.join(str(error).split())}") from error
+    tree = read_yaml(path, f"scenario '{name}'")
     if not isinstance(tree, dict):
         raise UserError(f"scenario '{name}' must hold 'name', 'zones' and 'devices', not {type(tree).__name__}")
     try:

@@ -195,7 +195,7 @@ def _read_json(folder: Path, name: str, kind: str) -> dict[str, Any]:
         tree = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no {kind} artifact at '{folder}': '{name}' is missing; train it first") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"artifact '{folder}': file '{name}' cannot be read ({error.__class__.__name__}); delete the folder and train again") from error
     if not isinstance(tree, dict):
         raise UserError(f"artifact '{folder}': file '{name}' is malformed; delete the folder and train again")

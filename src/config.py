@@ -806,7 +806,7 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     for section in sections:
         child = node.setdefault(section, {})
         if not isinstance(child, dict):
-            raise UserError(f"setting '{section}' must be a section of keys, not {child!r}")
+            raise UserError(f"setting '{section}' must be a section of keys, not {_BRIEFLY.repr(child)}")
         node = child
     node[leaf] = value
 
@@ -821,13 +821,40 @@ def _merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
             tree[key] = value
 
 
+LONGEST_YAML = 2**20
+"""Most characters of a YAML document; a network of 10,000 devices takes half of them."""
+
+MOST_VALUES = 200_000
+"""Most values of a YAML document with every alias written out."""
+
+
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key stands once: of two, the first would be lost without a word."""
+    """YAML in which a key stands once: of two, the first would be lost without a word.
+
+    Aliases are counted as what they stand for, since a few lines of them can stand for more than any memory holds.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """The next node, refused where it would be too many when written out."""
+        alias = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)  # type: ignore[arg-type]
+        if isinstance(node, yaml.CollectionNode) and not alias:
+            parts = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            self._sizes[id(node)] = size = 1 + sum(self._sizes.get(id(part), 1) for part in parts)
+            if size > MOST_VALUES:
+                raise yaml.MarkedYAMLError(None, None, f"more than {MOST_VALUES:,} values with its aliases written out", node.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping, refused where a key repeats."""
         seen: set[Any] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a section; keys are plain words", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key '{key.value}' stands twice", key.start_mark)
             seen.add(key.value)
@@ -838,25 +865,45 @@ def parse_yaml(text: str) -> Any:
     """Plain data of a YAML document.
 
     Raises:
-        yaml.YAMLError: for what is no YAML, or repeats a key.
+        yaml.YAMLError: for what is no YAML, is longer than `LONGEST_YAML`, repeats a key, is nested hundreds of levels deep, or grows beyond
+            `MOST_VALUES` by its aliases.
     """
-    return yaml.load(text, _UniqueKeys)
+    if len(text) > LONGEST_YAML:
+        raise yaml.YAMLError(f"it is longer than {LONGEST_YAML:,} characters, the most that is read")
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:  # how PyYAML ends on a date like 2020-99-99, `!!int ""` or `!!bool x`
+        raise yaml.YAMLError(f"a value does not fit its kind ({' '.join(str(error).split())})") from error
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Plain data of a YAML file; `what` it is (`scenario 'own.yml'`) begins an error.
+
+    Raises:
+        UserError: when it cannot be read, is too large, or is no YAML in which each key stands once.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            text = stream.read(LONGEST_YAML + 1)  # not all of what may be a device, or another file given by mistake
+        return parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{what} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a NUL in it
+        reason = getattr(error, "strerror", None) or ("not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error))
+        raise UserError(f"cannot read {what}: {error.__class__.__name__}: {reason}") from error
 
 
 def _scalar(text: str, origin: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return parse_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"{origin}: '{text}' is not a YAML value") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read configuration '{path}': {error.__class__.__name__}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"configuration '{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+    tree = read_yaml(path, f"configuration '{path}'")
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -864,7 +911,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-_BRIEFLY = reprlib.Repr()
+class _Brief(reprlib.Repr):
+    """Values in few words."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        """A number; of thousands of digits Python makes no text."""
+        return super().repr_int(x, level) if x.bit_length() < 1000 else f"a number of {x.bit_length()} bits"
+
+
+_BRIEFLY = _Brief()
 _BRIEFLY.maxlevel, _BRIEFLY.maxlist, _BRIEFLY.maxdict, _BRIEFLY.maxstring = 2, 4, 4, 80
 
 

@@ -11,8 +11,8 @@ Policy, each case counted in the report:
 * `Std` and `Variance` are empty for a row of one packet: 0. A column with no value at all is an error.
 * `Rate` (and `Srate`, `Drate`) is infinite or empty where all packets of a row share one timestamp. It is left infinite
   here; `src.data.dataset` replaces it.
-* A row with any other missing or infinite cell, or without a label (some merged files are truncated at the source), is
-  dropped; in a capture, a chunk ends there.
+* A row with any other missing or infinite cell (infinite is what single precision does not hold), or without a label (some merged files are truncated
+  at the source), is dropped; in a capture, a chunk ends there.
 * Rows of a mixed file that repeat, at single precision, a row of a per-attack file of the same family are dropped, so a
   sample may lie in the same folder as the captures it was drawn from.
 """
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from src.data.tables import first_line, is_file, natural, readable
 from src.data.taxonomy import LABELS, canonical
 from src.data.windows import rebuild_time
 from src.errors import UserError
@@ -59,6 +59,8 @@ RATES = ("Rate", "Srate", "Drate")
 _GAPS = ("Std", "Variance")
 _LABEL_COLUMNS = ("label_multiclass", "label")
 _BATCH = 200_000
+LARGEST = float(np.finfo(np.float32).max)
+"""Of what single precision holds; what lies beyond is infinite there."""
 
 
 @dataclass(frozen=True)
@@ -99,26 +101,25 @@ def row_hashes(features: NDArray[np.float32]) -> NDArray[np.uint64]:
 
 
 def _files(root: Path) -> list[Path]:
-    if root.is_file():
-        return [root]
+    if is_file(root):
+        return readable([root])
     if not root.exists():
         raise UserError(f"data.root '{root}' does not exist: give a folder of CICIoT2023 CSVs or one CSV, or null for the synthetic profile")
-    # Captures of one class are numbered without padding: 2 comes before 12.
-    natural = lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.as_posix())]  # noqa: E731
+    # Captures of one class are numbered without padding.
     found = sorted((path for path in root.rglob("*.csv") if path.is_file()), key=natural)
     if not found:
         raise UserError(f"data.root '{root}' holds no .csv file (searched recursively)")
-    return found
+    return readable(found)
 
 
 def _understand(path: Path) -> _Source:
     """Read the header: which release, which columns, where the label is."""
     try:
-        header = pl.read_csv(path, n_rows=0, infer_schema=False).columns
+        header = pl.read_csv(path, n_rows=0, infer_schema=False, glob=False).columns
     except pl.exceptions.NoDataError:
         raise UserError(f"'{path}' is empty: a CICIoT2023 CSV has a header and rows") from None
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"'{path}' cannot be read as CSV: {str(error).splitlines()[0]}") from error
+        raise UserError(f"'{path}' cannot be read as CSV: {first_line(error)}") from error
     plain = {name.strip().lower().replace("magnitude", "magnitue"): name for name in header}
     release = min((FEATURES_39, FEATURES_46), key=lambda names: sum(name.lower() not in plain for name in names))
     missing = [name for name in release if name.lower() not in plain]
@@ -151,8 +152,8 @@ def _batches(source: _Source) -> Iterator[tuple[NDArray[np.float64], list[str | 
         for frame in lazy.collect_batches(chunk_size=_BATCH, maintain_order=True):
             labels = frame[source.label_column].to_list() if source.label_column is not None else None
             yield frame.select(source.columns).to_numpy().astype(np.float64, copy=False), labels
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"'{source.path}': {str(error).splitlines()[0]}; every feature must be a number") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"'{source.path}': {first_line(error)}; every feature must be a number") from error
 
 
 class Cleaner:
@@ -168,6 +169,7 @@ class Cleaner:
     def __call__(self, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """The values with the known gaps closed, and (n,) which rows to keep."""
         values = values.copy()
+        values[np.abs(values) > LARGEST] = np.inf
         self.report["rows read"] += len(values)
         self.report["inf cells"] += int(np.isinf(values).sum())
         self.report["NaN cells"] += int(np.isnan(values).sum())

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from src.data.tables import check_agreement, check_columns, labels, plain, typed
+from src.data.tables import check_agreement, check_columns, first_line, labels, plain, typed
 from src.errors import UserError
 
 PATTERNS = ("*.csv",)
@@ -64,8 +64,8 @@ def read_flows(path: Path, columns: Sequence[str], label_columns: Sequence[str],
     except pl.exceptions.NoDataError:
         raise UserError(f"'{path}' is empty: a CSV of flows has a header and rows") from None
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"'{path}' cannot be read as CSV: {str(error).splitlines()[0]}") from error
-    header = next(csv.reader([line[0].strip("\ufeff\r")]))
+        raise UserError(f"'{path}' cannot be read as CSV: {first_line(error)}") from error
+    header = _cells(path, line[:1].str.strip_chars("\ufeff\r"), 0)[0]
     check_columns(path, header, [*columns, *label_columns])
     line = line[1:].str.strip_chars_end("\r")
     line = line.filter(line.str.len_bytes() > 0)
@@ -91,6 +91,18 @@ def _first_text(header: Sequence[str]) -> int:
     return min((header.index(name) for name in _TEXTS if name in header), default=len(header))
 
 
+def _cells(path: Path, line: pl.Series, first: int) -> list[list[str]]:
+    """Cells of lines that may hold quotation marks; `first` is the place of the first line in its file.
+
+    Raises:
+        UserError: for a line that no CSV has.
+    """
+    try:
+        return list(csv.reader(line.fill_null("").to_list(), strict=False))
+    except csv.Error as error:  # a carriage return inside a line, or a cell of more than 128 KB
+        raise UserError(f"'{path}' cannot be read as CSV at or behind row {first + 1}: {error}") from error
+
+
 def _split(path: Path, line: pl.Series, first: int, header: Sequence[str], wanted: Sequence[str], report: Counter[str]) -> pl.DataFrame:
     """The wanted columns of every line as text, empty cells as null; `first` is the place of the first line in its file."""
     width = len(header)
@@ -103,7 +115,8 @@ def _split(path: Path, line: pl.Series, first: int, header: Sequence[str], wante
         left = _first_text(header)
         right = max((header.index(name) + 1 for name in _TEXTS if name in header), default=left)
         rows = []
-        for number, row in zip(odd, csv.reader(line[odd].to_list(), strict=False), strict=False):  # rows with quotes or commas in texts alone
+        found = _cells(path, line[odd], first)
+        for number, row in zip(odd, found, strict=False):  # rows with quotes or commas in texts alone
             if len(row) < width:
                 raise UserError(f"'{path}': row {first + number + 1} has {len(row)} fields, the header {width}")
             if len(row) > width:

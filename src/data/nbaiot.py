@@ -15,7 +15,7 @@ Policy, each case counted in the report:
 * The first row of a CSV, and rows with a mean gap (`HH_jit_*_mean`) that no gap can have, carry the time of capture: the extractor takes
   the time of a channel's first packet for a gap. It shows as values near 6e8 that fade with the packets that follow. Such rows tell when
   a file was made, hence its label, and are dropped.
-* A row with a cell that is empty or infinite is dropped. A run ends where a row was dropped.
+* A row with a cell that is empty or infinite (or beyond single precision) is dropped. A run ends where a row was dropped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from src.config import nearest
-from src.data.ciciot2023 import Batch, Capture, excluded_set
+from src.data.ciciot2023 import LARGEST, Batch, Capture, excluded_set
+from src.data.tables import first_line, is_file, readable
 from src.data.taxonomy import canonical
 from src.errors import UserError
 
@@ -153,9 +154,10 @@ def _labels(file: _File, spelled: pl.Series) -> pl.Series:
 
 
 def _files(root: Path, report: Counter[str]) -> list[_File]:
-    if not root.exists():
+    if not is_file(root) and not root.exists():
         raise UserError(f"data.root '{root}' does not exist: give a folder of N-BaIoT's CSVs, or one file of it")
-    paths = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.suffix.lower() in (".csv", ".parquet") and path.is_file())
+    paths = [root] if is_file(root) else sorted(path for path in root.rglob("*") if path.suffix.lower() in (".csv", ".parquet") and path.is_file())
+    paths = readable(paths)
     report["auxiliary files skipped"] = sum(_AUXILIARY.fullmatch(path.name) is not None for path in paths)
     files = [_understand(path) for path in paths if not _AUXILIARY.fullmatch(path.name)]
     if not files:
@@ -220,13 +222,18 @@ def _batches(file: _File) -> Iterator[pl.DataFrame]:
     except pl.exceptions.NoDataError:
         raise UserError(f"'{file.path}' is empty: a file of N-BaIoT has a header and rows") from None
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"'{file.path}' cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"'{file.path}' cannot be read: {first_line(error)}") from error
     _check_columns(file.path, header, labelled)
+    if labelled:  # of what is no number a cast would make an empty cell, or worse
+        schema = lazy.collect_schema()
+        odd = [name for name in FEATURES_115 if not schema[name].is_numeric()]
+        if odd:
+            raise UserError(f"'{file.path}': column '{odd[0]}' holds {schema[odd[0]]}; every feature must be a number")
     more = [pl.col(name).cast(kind) for name, kind in (("label", pl.String), ("ts", pl.Float64)) if labelled and name in header]
     try:
         yield from lazy.select(pl.col(FEATURES_115).cast(pl.Float64), *more).collect_batches(chunk_size=_BATCH, maintain_order=True)
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"'{file.path}': {str(error).splitlines()[0]}; every feature must be a number") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"'{file.path}': {first_line(error)}; every feature must be a number") from error
 
 
 def _read(file: _File, most: int | None, report: Counter[str]) -> list[Capture]:
@@ -253,7 +260,7 @@ def _read(file: _File, most: int | None, report: Counter[str]) -> list[Capture]:
 
 def _usable(values: NDArray[np.float64], first: bool, report: Counter[str]) -> NDArray[np.bool_]:
     """(n,) which rows to keep; `first` is whether the first one is the first of a CSV."""
-    complete: NDArray[np.bool_] = np.asarray(np.isfinite(values).all(axis=1))
+    complete: NDArray[np.bool_] = np.asarray((np.abs(values) <= LARGEST).all(axis=1))  # NaN is no less than anything
     timed: NDArray[np.bool_] = np.logical_and(complete, (values[:, _GAP_MEANS] > LONGEST_GAP).any(axis=1))
     timed[:1] &= not first
     report["rows read"] += len(values)

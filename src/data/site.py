@@ -32,8 +32,9 @@ from src.config import DataConfig
 from src.data.ciciot2023 import FEATURES_39, Capture, Cleaner
 from src.data.dataset import Dataset, Rows, content_hash
 from src.data.splits import SIDES
+from src.data.tables import first_line, is_file, readable
 from src.data.taxonomy import BENIGN_OF, family_index
-from src.data.windows import window_starts
+from src.data.windows import durations, window_starts
 from src.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,9 @@ COLUMNS = (*FEATURES_39, "pcap", "window_start")
 
 RATE = FEATURES_39.index("Rate")
 NUMBER = FEATURES_39.index("Number")
+
+LATEST = 1e12
+"""Seconds; no clock says as much, and differences of larger numbers may not be finite."""
 
 
 def with_benign_site(dataset: Dataset, config: DataConfig) -> Dataset:
@@ -107,9 +111,9 @@ def read_site(root: Path, report: Counter[str]) -> list[Capture]:
     Raises:
         UserError: for a missing or empty folder, a file that is no CSV of a device, or a cell that is no number.
     """
-    if not root.is_dir():
+    if is_file(root) or not root.is_dir():
         raise UserError(f"data.benign_root '{root}' is no folder: give a folder of one CSV a device, or null for the data set's own benign traffic")
-    paths = sorted(path for path in root.glob("*.csv") if path.is_file())
+    paths = readable(sorted(path for path in root.glob("*.csv") if path.is_file()))
     if not paths:
         raise UserError(f"data.benign_root '{root}' holds no .csv file")
     clean, known, captures = Cleaner(FEATURES_39, report), set[bytes](), list[Capture]()
@@ -124,14 +128,14 @@ def _read_device(path: Path, clean: Cleaner, known: set[bytes]) -> list[Capture]
     types: dict[str, Any] = dict.fromkeys((*FEATURES_39, "window_start"), pl.Float64) | {"pcap": pl.String}
     try:
         frame = pl.read_csv(path, schema_overrides=types, glob=False).select(COLUMNS)
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"'{path}': {str(error).splitlines()[0]}; every column but 'pcap' must be a number") from error
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise UserError(f"'{path}': {first_line(error)}; every column but 'pcap' must be a number") from error
     if len(frame) == 0:
         raise UserError(f"'{path}' has a header but no rows")
-    placed = frame.select(pl.col("pcap").is_not_null(), pl.col("window_start").is_finite().fill_null(False))
+    placed = frame.select(pl.col("pcap").is_not_null(), (pl.col("window_start").abs() < LATEST).fill_null(False))
     for name in placed.columns:
         if not placed[name].all():
-            raise UserError(f"'{path}': column '{name}' is empty in some row; each row needs its capture and its time")
+            raise UserError(f"'{path}': column '{name}' is empty in some row, or no time; each row needs its capture and its time in seconds")
     found: list[Capture] = []
     for _, rows in frame.group_by("pcap", maintain_order=True):
         rows = rows.sort("window_start", maintain_order=True)
@@ -145,7 +149,7 @@ def _read_device(path: Path, clean: Cleaner, known: set[bytes]) -> list[Capture]
         kept = np.flatnonzero(keep)
         values = values[kept]
         chunk = np.cumsum(np.diff(kept, prepend=kept[:1]) > 1, dtype=np.int32)  # a run ends where a row is missing
-        duration = np.where(np.isinf(values[:, RATE]), 0.0, values[:, NUMBER] / values[:, RATE])
+        duration = durations(values[:, NUMBER], values[:, RATE])
         found.append(Capture(f"{BENIGN_OF}{path.stem}", True, values.astype(np.float32), chunk, clock[kept], duration, path.stem))
     began = [capture.start.min(initial=np.inf) for capture in found]
     return [found[index] for index in np.argsort(began, kind="stable")]
@@ -153,11 +157,11 @@ def _read_device(path: Path, clean: Cleaner, known: set[bytes]) -> list[Capture]
 
 def _check_header(path: Path) -> None:
     try:
-        header = pl.read_csv(path, n_rows=0, infer_schema=False).columns
+        header = pl.read_csv(path, n_rows=0, infer_schema=False, glob=False).columns
     except pl.exceptions.NoDataError:
         raise UserError(f"'{path}' is empty: a device's CSV has a header and rows") from None
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"'{path}' cannot be read as CSV: {str(error).splitlines()[0]}") from error
+        raise UserError(f"'{path}' cannot be read as CSV: {first_line(error)}") from error
     wrong = [("is missing", name, header) for name in COLUMNS if name not in header] + [("is unknown", name, COLUMNS) for name in header if name not in COLUMNS]
     if wrong:
         fault, name, others = wrong[0]

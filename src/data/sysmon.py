@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from src.data.tables import BENIGN, check_agreement, check_columns, labels, plain, typed
+from src.data.tables import BENIGN, check_agreement, check_columns, first_line, labels, plain, typed
 from src.errors import UserError
 
 UNKNOWN = "Unknown"
@@ -93,7 +93,7 @@ def read_bigbase(path: Path, columns: Sequence[str], label_columns: Sequence[str
     except pl.exceptions.NoDataError:
         raise UserError(f"'{path}' is empty: a file of bigbase has a header and rows") from None
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"'{path}' cannot be read as CSV: {str(error).splitlines()[0]}") from error
+        raise UserError(f"'{path}' cannot be read as CSV: {first_line(error)}") from error
     if len(frame) == 0:
         raise UserError(f"'{path}' has a header but no rows")
     check_agreement(path, frame, said, benign)
@@ -115,9 +115,15 @@ def read_otrf(path: Path, columns: Sequence[str]) -> pl.DataFrame:
         lazy = pl.scan_parquet(path, glob=False)
         check_columns(path, lazy.collect_schema().names(), columns)
         frame = lazy.select(*dict.fromkeys(columns)).collect()
+        frame = frame.with_columns(pl.col(name).cast(kind) for name, kind in TYPES.items() if name in frame.columns)
+        nested = [name for name, kind in frame.schema.items() if not kind.is_numeric() and kind not in (pl.String, pl.Boolean, pl.Null, pl.Datetime)]
+        if nested:
+            raise UserError(f"'{path}': column '{nested[0]}' holds {frame.schema[nested[0]]}; events are of texts and numbers")
+        endless = [column.name for column in frame.select(pl.selectors.float()) if not column.drop_nulls().is_finite().all()]
+        if endless:
+            raise UserError(f"'{path}': column '{endless[0]}' holds a number that is not finite; leave such cells empty")
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"'{path}' cannot be read as parquet: {str(error).splitlines()[0]}") from error
+        raise UserError(f"'{path}' cannot be read as parquet: {first_line(error)}") from error
     if len(frame) == 0:
         raise UserError(f"'{path}' has columns but no rows")
-    frame = frame.with_columns(pl.col(name).cast(kind) for name, kind in TYPES.items() if name in frame.columns)
     return frame.with_columns(pl.col(pl.String).replace("-", None), pl.lit(UNKNOWN).alias("label"))

@@ -22,9 +22,56 @@ BENIGN = canonical("benign")
 YEARS = (1990, 2100)
 """Years that an event can be of; a time outside of them was read in the wrong unit."""
 
+LONGEST_HEADER = 2**16
+"""Bytes of the line that names the columns."""
+
 _PER_MS = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 TIME_UNITS = (*_PER_MS, "text")
 """Units of a time column: since 1970, or UTC as text, `2020-06-10 02:50:54.631` or `2020-06-10T02:50:54.631Z`."""
+
+
+def natural(path: Path) -> list[int | str]:
+    """Sorts paths so that 2 comes before 12."""
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", path.as_posix()))]
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file lies there.
+
+    Raises:
+        UserError: for a path that no file can have, such as one with thousands of letters.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be looked up: {error.strerror}; give the path of a file or folder") from error
+
+
+def readable(paths: list[Path]) -> list[Path]:
+    """The paths, none of which polars would stumble on: it holds a kilobyte for each column that a first line names.
+
+    Raises:
+        UserError: for a file that cannot be opened, a name that is no UTF-8 text, or a text table whose first line is no header but far too long.
+    """
+    for path in paths:
+        try:
+            str(path).encode()
+            with path.open("rb") as stream:
+                line = stream.readline(LONGEST_HEADER + 1)
+                while line.startswith(b"#"):
+                    line = stream.readline(LONGEST_HEADER + 1)
+        except UnicodeEncodeError as error:
+            raise UserError(f"'{path}': the name is no UTF-8 text; rename the file or its folder") from error
+        except OSError as error:
+            raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+        if len(line) > LONGEST_HEADER and path.suffix != ".parquet":
+            raise UserError(f"'{path}': the first line is longer than {LONGEST_HEADER:,} bytes; a table begins with the names of its columns")
+    return paths
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; polars adds plans and hints behind."""
+    return next((line for line in str(error).splitlines() if line.strip()), error.__class__.__name__)
 
 
 def files(root: Path, patterns: Sequence[str], what: str) -> list[Path]:
@@ -33,14 +80,14 @@ def files(root: Path, patterns: Sequence[str], what: str) -> list[Path]:
     Raises:
         UserError: when the folder is missing or holds none; `what` says what was looked for.
     """
+    if is_file(root):
+        return readable([root])
     if not root.exists():
         raise UserError(f"--root '{root}' does not exist: give a folder of {what}, or one such file")
-    if root.is_file():
-        return [root]
     found = {path for pattern in patterns for path in root.rglob(pattern) if path.is_file()}
     if not found:
         raise UserError(f"--root '{root}' holds no {what} (searched recursively for {', '.join(patterns)})")
-    return sorted(found, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.as_posix())])
+    return readable(sorted(found, key=natural))
 
 
 def check_columns(path: Path, found: Sequence[str], wanted: Iterable[str]) -> None:
@@ -61,13 +108,14 @@ def typed(path: Path, frame: pl.DataFrame, types: Mapping[str, Any]) -> pl.DataF
     """The frame with its text columns as numbers where `types` says so; an empty cell stays empty.
 
     Raises:
-        UserError: for a cell that is no such number.
+        UserError: for a cell that is no such number, or is not finite.
     """
     given = {name: kind for name, kind in types.items() if name in frame.columns and frame.schema[name] == pl.String}
     cast = frame.with_columns(pl.col(name).str.replace(r"\.0+$", "").cast(kind, strict=False) for name, kind in given.items())
     for name, kind in given.items():
-        if cast[name].null_count() > frame[name].null_count():
-            bad = frame[name].filter(cast[name].is_null() & frame[name].is_not_null())
+        wrong = cast[name].is_null() if kind.is_integer() else cast[name].is_null() | ~cast[name].is_finite()
+        if (wrong & frame[name].is_not_null()).any():
+            bad = frame[name].filter(wrong & frame[name].is_not_null())
             raise UserError(f"'{path}': column '{name}' must hold {'whole ' * kind.is_integer()}numbers, found '{bad[0]}' and {len(bad) - 1} more")
     return cast
 

@@ -35,6 +35,11 @@ def gather(features: NDArray[np.float32], starts: NDArray[np.integer], length: i
     return features[np.asarray(starts, dtype=np.int64)[:, None] + np.arange(length)]
 
 
+def durations(number: NDArray[np.float64], rate: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(N,) seconds that rows of `number` packets at `rate` a second last: 0 where the rate is infinite, or so small that single precision has none."""
+    return np.divide(number, rate, out=np.zeros_like(number), where=np.isfinite(rate) & (rate >= np.finfo(np.float32).smallest_subnormal))
+
+
 def rebuild_time(iat: ArrayLike, number: ArrayLike, rate: ArrayLike, chunk: ArrayLike | None = None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Start and duration of each row, in seconds since the start of its chunk.
 
@@ -49,7 +54,7 @@ def rebuild_time(iat: ArrayLike, number: ArrayLike, rate: ArrayLike, chunk: Arra
         starts are off by as much as the packets (microseconds); the error does not add up.
     """
     iat, number, rate = (np.asarray(column, dtype=np.float64) for column in (iat, number, rate))
-    duration = np.divide(number, rate, out=np.zeros_like(number), where=np.isfinite(rate) & (rate > 0))
+    duration = durations(number, rate)
     elapsed = iat * number
     end = np.cumsum(elapsed)
     if chunk is not None and len(end):

@@ -18,7 +18,7 @@ from typing import Any
 
 import polars as pl
 
-from src.data.tables import check_agreement, check_columns, labels, typed
+from src.data.tables import check_agreement, check_columns, first_line, labels, typed
 from src.errors import UserError
 
 PATTERNS = ("*conn.log*", "*.csv")
@@ -64,12 +64,12 @@ def read_zeek(path: Path, columns: Sequence[str], label_columns: Sequence[str], 
             with labels that contradict each other.
     """
     lazy = _scan(path)
-    found = lazy.collect_schema().names()
-    check_columns(path, found, [*columns, *label_columns])
     try:
+        found = lazy.collect_schema().names()
+        check_columns(path, found, [*columns, *label_columns])
         frame = lazy.select(*dict.fromkeys([*columns, *label_columns])).collect()
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from error
+    except (OSError, pl.exceptions.PolarsError) as error:  # two columns of one name show only here
+        raise UserError(f"'{path}' cannot be read: {first_line(error)}") from error
     if len(frame) == 0:
         raise UserError(f"'{path}' has a header but no rows")
     check_agreement(path, frame, label_columns, benign)
@@ -99,7 +99,7 @@ def _scan(path: Path) -> pl.LazyFrame:
     except pl.exceptions.NoDataError:
         raise UserError(f"'{path}' has a header but no rows") from None
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise UserError(f"'{path}' cannot be read: {str(error).splitlines()[0]}") from error
+        raise UserError(f"'{path}' cannot be read: {first_line(error)}") from error
     joined = re.split(r" {2,}", fields[-1])
     if len(found) != len(fields):
         raise UserError(f"'{path}': #fields names {len(fields)} fields, the rows have {len(found)}")
@@ -116,7 +116,9 @@ def _fields(path: Path) -> list[str]:
     with path.open(encoding="utf-8", errors="replace") as stream:
         for line in stream:
             if line.startswith("#fields"):
-                return line.rstrip("\n").split("\t")[1:]
+                if fields := line.rstrip("\n").split("\t")[1:]:
+                    return fields
+                break
             if not line.startswith("#"):
                 break
-    raise UserError(f"'{path}' is no Zeek log: its first lines must hold one that begins with #fields")
+    raise UserError(f"'{path}' is no Zeek log: its first lines must hold one that begins with #fields and names them, with tabs between")

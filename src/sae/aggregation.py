@@ -44,7 +44,7 @@ import pyarrow.parquet as pq
 from src.artifacts import versions, write_text
 from src.config import nearest
 from src.data import flows, sysmon, tables, zeek
-from src.data.ciciot2023 import FEATURES_39, FEATURES_46, RATES, Batch, stream_ciciot2023
+from src.data.ciciot2023 import FEATURES_39, FEATURES_46, LARGEST, RATES, Batch, stream_ciciot2023
 from src.data.nbaiot import FEATURES_115, stream_nbaiot
 from src.data.site import read_site
 from src.data.tables import BENIGN
@@ -230,7 +230,7 @@ def _traffic(dataset: str, root: Path, schema: Mapping[str, Any], report: Counte
         for column in rates:
             endless = np.isinf(values[:, column])
             report["infinite rates replaced"] += int(endless.sum())
-            values[endless, column] = batch.features[endless, names.index("Number")] * 1e6
+            values[endless, column] = np.minimum(batch.features[endless, names.index("Number")], LARGEST / 2e6) * 1e6
         source = _relative(batch.path, root)
         label = pl.lit(batch.label) if isinstance(batch.label, str) else pl.Series("label", batch.label, dtype=pl.String)
         group = batch.domain if schema["group"] == "device" or batch.domain != "CICIoT2023" else batch.path.name.split(".")[0]
@@ -345,7 +345,7 @@ def aggregate(dataset: str, root: Path, schema: Mapping[str, Any], layout: Layou
     sources: list[Path] = []
     notes: list[str] = []
     tables_of = _traffic if dataset in ("ciciot2023", "nbaiot") else _events
-    if not root.exists():
+    if not tables.is_file(root) and not root.exists():
         raise UserError(f"--root '{root}' does not exist: give the folder of {dataset}'s raw files")
     summary = _write(layout.parquet, tables_of(dataset, root, schema, report, sources, notes), say, began)
     benign = summary.by(1).get("0", 0)
@@ -404,7 +404,7 @@ def _write(path: Path, frames: Iterable[pl.DataFrame], say: Callable[[str], None
                 told = time.perf_counter()
                 say(f"{summary.rows:,} events, {summary.rows / (told - began):,.0f} a second")
         if writer is None:
-            raise UserError("no row is left: every row of the raw files was dropped")
+            raise UserError(f"'{path}' is not written: no row is left, for every row below --root was dropped")
         writer.add_key_value_metadata({"digest": summary.digest.hexdigest(), "rows": str(summary.rows)})  # stage 2 compares them with the metadata's
         writer.close()
         writer = None

@@ -414,7 +414,7 @@ class Encoder:
         matrix = sparse.csr_array((np.ones(len(indices), dtype=np.float32), np.array(indices, dtype=np.int64), np.cumsum(lengths)), shape=shape)
         matrix.sum_duplicates()
         matrix.data *= self.idf[name][matrix.indices]
-        return sparse.csr_array(normalize(matrix, copy=False)), new
+        return sparse.csr_array(normalize(matrix, copy=False) if place else matrix), new
 
     def _category(self, rows: pl.DataFrame, name: str) -> pl.Series:
         if name in self.config.get("port_columns", ()):

@@ -144,6 +144,8 @@ def read_json(path: Path, required: Iterable[str] = (), optional: Iterable[str] 
         raise UserError(f"'{path}' is missing") from error
     except (OSError, ValueError) as error:
         raise UserError(f"'{path}' cannot be read as JSON: {' '.join(str(error).split())[:200]}") from error
+    except RecursionError as error:
+        raise UserError(f"'{path}' cannot be read as JSON: it is nested too deeply") from error
     if not isinstance(tree, dict):
         raise UserError(f"'{path}' must hold an object of keys, not {type(tree).__name__}")
     required = list(required)

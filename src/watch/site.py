@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from envs.scenarios import Network, build_network
-from src.config import Section, explain, nearest
+from src.config import Section, explain, nearest, read_yaml
 from src.data.packets import ARP, DROPPED, Headers
 from src.errors import UserError
 
@@ -60,12 +60,7 @@ def load_site(name: str) -> Site:
     path = Path(name)
     if path.suffix not in (".yml", ".yaml"):
         return Site(scenario=name)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"site '{name}' cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
-        raise UserError(f"site '{name}' is not valid YAML: {' '.join(str(error).split())}") from error
+    tree = read_yaml(path, f"site '{name}'")
     if not isinstance(tree, dict):
         raise UserError(f"site '{name}' must hold 'scenario' and 'devices', not {type(tree).__name__}")
     if "zones" in tree:
