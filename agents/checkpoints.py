@@ -20,6 +20,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
+from src.artifacts import check_seal, seal
 from src.errors import UserError
 
 _REMEMBERED = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
@@ -60,6 +61,7 @@ def write_checkpoint(path: Path, mark: str, model: BaseAlgorithm, scaler: VecNor
         path.parent.mkdir(parents=True, exist_ok=True)
         with _partial(path).open("wb") as stream:
             torch.save(state, stream)
+        seal(_partial(path))
         os.replace(_partial(path), path)
     except OSError as error:
         raise UserError(f"cannot write checkpoint '{path}': {error.strerror}; choose a writable folder with --set compute.artifacts=FOLDER") from error
@@ -69,8 +71,9 @@ def restore_checkpoint(path: Path, mark: str, model: BaseAlgorithm, scaler: VecN
     """Put a checkpoint's state into a fresh model and its environments, and into the global random numbers; returns what was kept `more`.
 
     Raises:
-        UserError: when the file cannot be read, or is another run's.
+        UserError: when the file cannot be read, was altered, or is another run's.
     """
+    check_seal(path, "delete it, or train without --resume")
     try:
         state = torch.load(path, map_location=model.device, weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, UnpicklingError) as error:

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from benchmarks.fuzzing import Files, Target
+from benchmarks.fuzzing import Files, Target, write_files
 from envs.iot_env import IoTEnv
 from envs.recording import EpisodeRecorder, read_recording, write_html
 from envs.scenarios import build_network
@@ -249,6 +249,14 @@ def _zeek_long(shared: Path | None) -> list[Files]:
 
 def _bigbase_long(shared: Path | None) -> list[Files]:
     return [{"dataset-1.csv": _bigbase_table(1, rows=90, hosts=1)}]
+
+
+def windows_of_events(folder: Path) -> Layout:
+    """Encoded windows of a good log, made below a folder."""
+    (folder / "in").mkdir(parents=True)
+    write_files(folder / "in", _zeek_long(None)[0])
+    _encoded("iot23", None, _BLOCKS)(folder / "in", folder)
+    return Layout(folder, "iot23", "v1")
 
 
 _BLOCKS = {"by": "blocks", "shares": [0.5, 0.25, 0.25]}

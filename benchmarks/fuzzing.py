@@ -15,6 +15,7 @@ import dataclasses
 import gzip
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -520,6 +521,7 @@ def _work(connection: Connection, module: str, name: str, seed: int, shared: Pat
     os.environ["POLARS_MAX_THREADS"] = "1"
     warnings.simplefilter("ignore")
     target: Target = next(one for one in importlib.import_module(module).TARGETS if one.name == name)
+    logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(EOFError, BrokenPipeError):
         scratch = Path(folder)
         seeds = target.seeds(shared)
@@ -534,12 +536,19 @@ def _work(connection: Connection, module: str, name: str, seed: int, shared: Pat
         before = _held("VmRSS")
         most = _held("VmSize") + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        said = (scratch / "said").open("w+b", buffering=0)
+        os.dup2(said.fileno(), 2)  # native code tells of its panics there, whatever it raises then
         connection.send("ready")
         while True:
             first, last = connection.recv()
             for index in range(first, last):
                 began = time.perf_counter()
                 outcome, detail = run_case(target, seeds, seed, index, scratch)
+                if os.fstat(2).st_size:
+                    said.seek(0)
+                    outcome, detail = TRACEBACK, f"{outcome}, with words on the standard error: {said.read(1000)!r}"
+                    os.ftruncate(2, 0)
+                    said.seek(0)
                 connection.send((index, outcome, detail, time.perf_counter() - began, max(_held("VmHWM") - before, 0)))
 
 

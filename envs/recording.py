@@ -290,7 +290,7 @@ def read_recording(path: Path | str) -> Recording:
             raise UserError(f"recording '{path}', line {number}: {where}: {fault['msg'].lower()}{cut}; record it again") from error
     header, first, *steps, footer = read
     frames = [first, *(step.frame for step in steps)]
-    faults = [_flaw(header.scene), *(_misfit(header, one, step) for step, one in enumerate(frames)), _mismatch(footer, frames[-1])]
+    faults = [_flaw(header.scene) or _endless(header), *(_misfit(header, one, step) for step, one in enumerate(frames)), _mismatch(footer, frames[-1])]
     for number, fault in enumerate(faults, 1):
         if fault:
             raise UserError(f"recording '{path}', line {number}: {fault}; record it again")
@@ -306,6 +306,15 @@ def _flaw(here: Scene) -> str | None:
     if len(here.zones) > MOST_ZONES:
         return f"{len(here.zones)} zones: {MOST_ZONES} at most are read"
     return None if all(here.devices) else "a device has no name"
+
+
+def _endless(header: Header) -> str | None:
+    """Whether a setting is no finite number, as `1e400` is not; None if all are."""
+    try:
+        json.dumps((header.config, header.generator), allow_nan=False)
+    except ValueError:
+        return "a setting is not finite"
+    return None
 
 
 def _mismatch(footer: Footer, last: Frame) -> str | None:

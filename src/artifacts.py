@@ -1,7 +1,8 @@
 """Artifact folders: written whole or not at all, with the run's identity and checksums beside the payload.
 
 `meta.json` holds the kind of artifact, when and by which command, code and package versions it was made, and what the
-caller adds (configuration, seed, data hash). `checksums.json` holds the SHA-256 of every other file.
+caller adds (configuration, seed, data hash). `checksums.json` holds the SHA-256 of every other file, and is refused in any
+other spelling. A single file is sealed: its SHA-256 stands at its end.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from typing import Any
 from src.errors import UserError
 
 PACKAGES = ("torch", "gymnasium", "stable-baselines3", "numpy", "polars", "scikit-learn", "lightgbm", "mlflow")
+
+SEAL = b"\nsha256:"
+"""What stands between the content of a sealed file and its digest."""
 
 
 @functools.cache
@@ -137,7 +141,7 @@ def new_artifact(folder: Path, kind: str, meta: dict[str, Any]) -> Iterator[Path
         }
         (target / "meta.json").write_text(json.dumps({**identity, **meta}, indent=1, default=str) + "\n", encoding="utf-8")
         sums["meta.json"] = _digest(target / "meta.json")
-        (target / "checksums.json").write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+        (target / "checksums.json").write_bytes(_listed(sums))
         # A rename onto a full folder fails, so the old one steps aside first; both renames are on one file system.
         if folder.exists():
             aside = target.with_name(target.name + ".old")
@@ -159,6 +163,8 @@ def open_artifact(folder: Path, kind: str) -> dict[str, Any]:
     """
     _put_back(folder)
     sums = _read_json(folder, "checksums.json", kind)
+    if (folder / "checksums.json").read_bytes() != _listed(sums):
+        raise UserError(f"artifact '{folder}': file 'checksums.json' was altered; delete the folder and train again")
     present = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()} - {"checksums.json"}
     for name in sorted(present ^ set(sums)):
         raise UserError(f"artifact '{folder}': file '{name}' is {'not listed' if name in present else 'missing'}; delete the folder and train again")
@@ -180,6 +186,42 @@ def content_digest(folder: Path) -> str:
     sums = _read_json(folder, "checksums.json", "complete")
     sums.pop("meta.json", None)
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
+
+
+def seal(path: Path) -> None:
+    """Write a file's SHA-256 behind its content, so that `check_seal` knows it from an altered one."""
+    digest = _digest(path)
+    with path.open("ab") as stream:
+        stream.write(SEAL + digest.encode())
+
+
+def check_seal(path: Path, cure: str) -> None:
+    """Refuse a file that was altered or cut off since it was sealed.
+
+    Args:
+        path: the file.
+        cure: end of the error's line: what to do.
+
+    Raises:
+        UserError: when the file cannot be read, bears no seal, or is another than was sealed.
+    """
+    found = hashlib.sha256()
+    try:
+        with path.open("rb") as stream:
+            left = os.fstat(stream.fileno()).st_size - len(SEAL) - 2 * found.digest_size
+            while left > 0 and (part := stream.read(min(left, 1 << 20))):
+                found.update(part)
+                left -= len(part)
+            said = stream.read()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}; {cure}") from error
+    if said != SEAL + found.hexdigest().encode():
+        raise UserError(f"'{path}' was altered or cut off, or is of an older version (its checksum differs); {cure}")
+
+
+def _listed(sums: dict[str, Any]) -> bytes:
+    """Content of `checksums.json`."""
+    return (json.dumps(sums, indent=1) + "\n").encode()
 
 
 def _put_back(folder: Path) -> None:

@@ -6,6 +6,7 @@ Whatever does not fit is an error that names the file, what was found in it and 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,10 +49,13 @@ def is_file(path: Path) -> bool:
 
 
 def readable(paths: list[Path]) -> list[Path]:
-    """The paths, none of which polars would stumble on: it holds a kilobyte for each column that a first line names.
+    """The paths, none of which polars would stumble on.
+
+    It holds a kilobyte for each column that a first line names, and drops rows without a word where a file ends with a quotation mark that opens a cell.
 
     Raises:
-        UserError: for a file that cannot be opened, a name that is no UTF-8 text, or a text table whose first line is no header but far too long.
+        UserError: for a file that cannot be opened, a name that is no UTF-8 text, or a text table whose first line is far too long, or that
+            ends inside a quotation mark.
     """
     for path in paths:
         try:
@@ -60,11 +64,17 @@ def readable(paths: list[Path]) -> list[Path]:
                 line = stream.readline(LONGEST_HEADER + 1)
                 while line.startswith(b"#"):
                     line = stream.readline(LONGEST_HEADER + 1)
+                stream.seek(max(os.fstat(stream.fileno()).st_size - 8, 0))
+                end = stream.read().rstrip(b"\r\n")
         except UnicodeEncodeError as error:
             raise UserError(f"'{path}': the name is no UTF-8 text; rename the file or its folder") from error
         except OSError as error:
             raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
-        if len(line) > LONGEST_HEADER and path.suffix != ".parquet":
+        if path.suffix.lower() == ".parquet":
+            continue
+        if end.endswith(b'"') and end[-2:-1] in (b"", b",", b";", b"\t", b"\r", b"\n"):
+            raise UserError(f"'{path}' ends inside a quotation mark; was it cut off?")
+        if len(line) > LONGEST_HEADER:
             raise UserError(f"'{path}': the first line is longer than {LONGEST_HEADER:,} bytes; a table begins with the names of its columns")
     return paths
 

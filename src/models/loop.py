@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from src.artifacts import check_seal, seal
 from src.config import LSTMTrainingConfig, SAETrainingConfig
 from src.errors import UserError
 from src.models.parallel import Batch, Objective, Peers
@@ -219,7 +220,7 @@ class Trainer(ABC, Generic[Model]):
         identity = hashlib.sha256(json.dumps([identity, self.seed, asdict(self.shape), self.settings.model_dump()]).encode()).hexdigest()
         self.stopping.reset()
         state: dict[str, Any] = {"identity": identity, "epoch": 0, "history": [], **self._snapshot()}
-        stored = self.peers.from_first(checkpoint.read_bytes() if resume and checkpoint is not None and checkpoint.exists() else b"")
+        stored = self.peers.from_first(_sealed(checkpoint) if resume and checkpoint is not None and checkpoint.exists() else b"")
         if stored:
             state = self._restore(stored, str(checkpoint), identity)
         for row in state["history"]:
@@ -295,11 +296,17 @@ class Trainer(ABC, Generic[Model]):
         return stored
 
 
+def _sealed(checkpoint: Path) -> bytes:
+    check_seal(checkpoint, "delete it and train again")
+    return checkpoint.read_bytes()
+
+
 def _write(path: Path, state: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".part")
         torch.save(state, partial)
+        seal(partial)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:
         raise UserError(
