@@ -456,7 +456,7 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a log file is as wide as the tables need
-    data = load_dataset(config.data, config.compute.seed)
+    data = load_dataset(config.data, config.compute.seed, config.compute.artifacts)
     traces = with_benign_site(data, config.data)
     unknown = [name for name in config.env.features if name not in data.feature_names]
     if unknown and phase not in ("lstm", "sae"):  # which train a sensor for whatever features there are

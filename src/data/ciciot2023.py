@@ -31,9 +31,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from src.data.shelf import Shelf
+from src.data.splits import among
 from src.data.tables import first_line, is_file, natural, readable
 from src.data.taxonomy import LABELS, canonical
-from src.data.windows import rebuild_time
+from src.data.windows import durations, rebuild_time
 from src.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ FEATURES_46: tuple[str, ...] = (
 
 RATES = ("Rate", "Srate", "Drate")
 _GAPS = ("Std", "Variance")
+_CLOCK = ("IAT", "Number", "Rate")
 _LABEL_COLUMNS = ("label_multiclass", "label")
 _BATCH = 200_000
 LARGEST = float(np.finfo(np.float32).max)
@@ -189,10 +192,38 @@ def _check_columns(source: _Source, seen: NDArray[np.bool_], rows: int) -> None:
         raise UserError(f"'{source.path}': column '{source.columns[int(np.argmin(seen))]}' has no value in any of {rows} rows")
 
 
-def _read_capture(source: _Source, clean: Cleaner, quota: int | None, hashes: list[NDArray[np.uint64]] | None) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """Rows of one capture up to `quota`, and the chunk of each; the hash of every row of the file is added to `hashes`."""
-    parts: list[NDArray[np.float64]] = []
+class _Ordered:
+    """Rows of all captures in order, one capture after another."""
+
+    def __init__(self, shelf: Shelf, features: tuple[str, ...]) -> None:
+        self.features = shelf.column(np.float32, len(features))
+        self.chunk = shelf.column(np.int32)
+        self.start, self.duration = shelf.column(np.float64), shelf.column(np.float64)
+        self.ends: list[tuple[str, int]] = []
+        """Label and end of each capture."""
+
+    def captures(self) -> list[Capture]:
+        columns = [column.array() for column in (self.features, self.chunk, self.start, self.duration)]
+        firsts = [0, *(end for _, end in self.ends)]
+        return [Capture(label, True, *(column[first:end] for column in columns)) for first, (label, end) in zip(firsts, self.ends, strict=False)]
+
+
+class _Shuffled:
+    """Rows of one label of all mixed files."""
+
+    def __init__(self, shelf: Shelf, features: tuple[str, ...]) -> None:
+        self.features, self.duration = shelf.column(np.float32, len(features)), shelf.column(np.float64)
+
+    def capture(self, label: str) -> Capture:
+        count = len(self.features)
+        return Capture(label, False, self.features.array(), np.broadcast_to(np.int32(0), count), np.broadcast_to(np.nan, count), self.duration.array())
+
+
+def _read_capture(source: _Source, label: str, clean: Cleaner, quota: int | None, hashes: list[NDArray[np.uint64]] | None, into: _Ordered) -> int:
+    """Add the rows of one capture up to `quota`, and the hash of every row of the file to `hashes`; how many rows were added."""
+    clocks: list[NDArray[np.float64]] = []  # (n, 3) IAT, Number, Rate: a capture's own fit into memory, its features need not
     breaks: list[NDArray[np.bool_]] = []
+    timed = [source.features.index(name) for name in _CLOCK]
     seen, rows, taken, last = np.zeros(len(source.columns), dtype=bool), 0, 0, -1
     for values, _ in _batches(source):
         seen |= ~np.isnan(values).all(axis=0)
@@ -203,26 +234,42 @@ def _read_capture(source: _Source, clean: Cleaner, quota: int | None, hashes: li
         room = len(values) if quota is None else quota - taken
         if room > 0:
             kept = np.flatnonzero(keep)[:room]
-            parts.append(values[kept])
+            values = values[kept]
+            into.features.append(values.astype(np.float32))
+            clocks.append(values[:, timed])
             breaks.append(np.diff(kept + before, prepend=last) > 1)
             last = int(kept[-1]) + before if len(kept) else last
             taken += len(kept)
         elif hashes is None:
             break
     _check_columns(source, seen, rows)
-    values, broken = np.concatenate(parts) if parts else np.empty((0, len(source.columns))), np.concatenate(breaks) if breaks else np.empty(0, bool)
-    if source.features is FEATURES_39 and len(values):
-        number = values[:, clean.number]
+    if not taken:
+        return 0
+    broken, (iat, number, rate) = np.concatenate(breaks), np.concatenate(clocks).T
+    start = duration = np.broadcast_to(np.nan, taken)
+    if source.features is FEATURES_39:
         broken[1:] |= number[:-1] < number.max()
     broken[:1] = False
-    return values, np.cumsum(broken, dtype=np.int32)
+    chunk = np.cumsum(broken, dtype=np.int32)
+    if source.features is FEATURES_39:  # the classic release's IAT is epoch time / 20 and its Number a position: no clock to rebuild
+        start, duration = rebuild_time(iat, number, rate, chunk)
+    for column, part in ((into.chunk, chunk), (into.start, start), (into.duration, duration)):
+        column.append(part)
+    into.ends.append((label, len(into.features)))
+    return taken
 
 
 def _read_mixed(
-    source: _Source, clean: Cleaner, excluded: Collection[str], quota: dict[str, int] | None, repeated: dict[str, NDArray[np.uint64]]
-) -> dict[str, list[NDArray[np.float64]]]:
-    """Rows of a mixed file by label; `quota` (rows still wanted of each label) is counted down."""
-    found: dict[str, list[NDArray[np.float64]]] = {}
+    source: _Source,
+    clean: Cleaner,
+    excluded: Collection[str],
+    quota: dict[str, int] | None,
+    repeated: dict[str, NDArray[np.uint64]],
+    into: dict[str, _Shuffled],
+    shelf: Shelf,
+) -> None:
+    """Add the rows of a mixed file to those of their label; `quota` (rows still wanted of each label) is counted down."""
+    number, rate = (source.features.index(name) for name in ("Number", "Rate"))
     spelled: dict[str, str] = {}
     seen, rows = np.zeros(len(source.columns), dtype=bool), 0
     for values, raw in _batches(source):
@@ -241,26 +288,32 @@ def _read_mixed(
             part = values[(labels == name).fill_null(False).to_numpy() & keep]
             family = LABELS[label].family
             if family in repeated:
-                again = np.isin(row_hashes(part.astype(np.float32)), repeated[family])
+                again = among(row_hashes(part.astype(np.float32)), repeated[family])
                 clean.report["rows repeated from a per-attack file"] += int(again.sum())
                 part = part[~again]
             if quota is not None:
                 part = part[: quota[label]]
                 quota[label] -= len(part)
             if len(part):
-                found.setdefault(label, []).append(part)
+                held = into.setdefault(label, _Shuffled(shelf, source.features))
+                held.features.append(part.astype(np.float32))
+                held.duration.append(durations(part[:, number], part[:, rate]) if source.features is FEATURES_39 else np.broadcast_to(np.nan, len(part)))
         clean.report["rows without a label"] += labels.null_count()
     _check_columns(source, seen, rows)
-    return found
 
 
-def read_ciciot2023(root: Path, exclude: Collection[str] = (), max_rows_per_class: int | None = None) -> tuple[list[Capture], tuple[str, ...], dict[str, int]]:
-    """Read every CSV below `root`, batch by batch; memory grows with the rows kept, not with the rows read.
+def read_ciciot2023(
+    root: Path, exclude: Collection[str] = (), max_rows_per_class: int | None = None, shelf: Shelf | None = None
+) -> tuple[list[Capture], tuple[str, ...], dict[str, int]]:
+    """Read every CSV below `root`, batch by batch; memory grows with neither the rows read nor, beyond what the shelf holds there, the rows kept.
+
+    Only where mixed files lie beside captures, 8 bytes a row of the captures are held, so that repeated rows can be found.
 
     Args:
         root: a folder, searched recursively, or one CSV.
         exclude: canonical labels to leave out.
         max_rows_per_class: rows kept of each label, from the start of its captures.
+        shelf: where the rows go; None: one of their own.
 
     Returns:
         Captures in file order (ordered ones first), feature names of the release, and counts of what was met.
@@ -277,7 +330,8 @@ def read_ciciot2023(root: Path, exclude: Collection[str] = (), max_rows_per_clas
     quota = None if max_rows_per_class is None else dict.fromkeys(LABELS, max_rows_per_class)
     mixed = [source for source in sources if source.label is None]
     hashes: dict[str, list[NDArray[np.uint64]]] = {}
-    captures: list[Capture] = []
+    shelf = shelf or Shelf()
+    ordered = _Ordered(shelf, features)
     for source in sources:
         if source.label is None:
             continue
@@ -285,20 +339,14 @@ def read_ciciot2023(root: Path, exclude: Collection[str] = (), max_rows_per_clas
         room = 0 if source.label in excluded else None if quota is None else quota[source.label]
         if room == 0 and family is None:
             continue
-        values, chunk = _read_capture(source, clean, room, family)
-        if len(values) == 0:
-            continue
+        taken = _read_capture(source, source.label, clean, room, family, ordered)
         if quota is not None:
-            quota[source.label] -= len(values)
-        captures.append(_capture(source.label, True, values, chunk, features))
-    repeated = {family: np.unique(np.concatenate(parts)) for family, parts in hashes.items() if parts}
-    by_label: dict[str, list[NDArray[np.float64]]] = {}
+            quota[source.label] -= taken
+    repeated = _repeatable(hashes)
+    by_label: dict[str, _Shuffled] = {}
     for source in mixed:
-        for label, parts in _read_mixed(source, clean, excluded, quota, repeated).items():
-            by_label.setdefault(label, []).extend(parts)
-    for label, parts in by_label.items():
-        values = np.concatenate(parts)
-        captures.append(_capture(label, False, values, np.zeros(len(values), dtype=np.int32), features))
+        _read_mixed(source, clean, excluded, quota, repeated, by_label, shelf)
+    captures = [*ordered.captures(), *(held.capture(label) for label, held in by_label.items())]
     if not captures:
         raise UserError(f"data.root '{root}': no row is left; data.exclude_labels drops {', '.join(sorted(exclude)) or 'nothing'}")
     report["rows kept"] = sum(len(capture.features) for capture in captures)
@@ -355,8 +403,7 @@ def _stream(sources: list[_Source], report: Counter[str]) -> Iterator[Batch]:
         if source.label is not None:
             family = hashes.setdefault(LABELS[source.label].family, []) if mixed else None
             yield from _stream_capture(source, source.label, clean, family)
-    repeated = {family: np.unique(np.concatenate(parts)) for family, parts in hashes.items() if parts}
-    hashes.clear()
+    repeated = _repeatable(hashes)
     for source in mixed:
         yield from _stream_mixed(source, clean, repeated)
 
@@ -405,7 +452,7 @@ def _stream_mixed(source: _Source, clean: Cleaner, repeated: dict[str, NDArray[n
         for name in names.unique().drop_nulls():
             if (family := LABELS[name].family) in repeated:
                 rows_of = np.flatnonzero((names == name).fill_null(False).to_numpy() & keep)
-                again = np.isin(row_hashes(features[rows_of]), repeated[family])
+                again = among(row_hashes(features[rows_of]), repeated[family])
                 keep[rows_of[again]] = False
                 clean.report["rows repeated from a per-attack file"] += int(again.sum())
         yield Batch(source.path, names.filter(keep).to_list(), False, features[keep], np.zeros(int(keep.sum()), dtype=np.int32))
@@ -441,10 +488,6 @@ def excluded_set(exclude: Collection[str]) -> frozenset[str]:
     return frozenset(canonical(name) for name in exclude)
 
 
-def _capture(label: str, ordered: bool, values: NDArray[np.float64], chunk: NDArray[np.int32], features: tuple[str, ...]) -> Capture:
-    unknown = np.full(len(values), np.nan)
-    start, duration = unknown, unknown
-    if features is FEATURES_39:  # the classic release's IAT is epoch time / 20 and its Number a position: no clock to rebuild
-        iat, number, rate = (values[:, features.index(name)] for name in ("IAT", "Number", "Rate"))
-        start, duration = rebuild_time(iat, number, rate, chunk)
-    return Capture(label, ordered, values.astype(np.float32), chunk, start if ordered else unknown, duration)
+def _repeatable(hashes: dict[str, list[NDArray[np.uint64]]]) -> dict[str, NDArray[np.uint64]]:
+    """Hashes of rows of captures by family, sorted, each once; the given ones are let go of."""
+    return {family: np.unique(np.concatenate(parts)) for family in list(hashes) if (parts := hashes.pop(family))}

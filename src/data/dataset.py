@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from src.config import DataConfig, nearest
 from src.data.ciciot2023 import RATES, Capture, excluded_set, read_ciciot2023, row_hashes
 from src.data.nbaiot import FEATURES_115, read_nbaiot
+from src.data.shelf import Shelf, blocks, forget
 from src.data.splits import SIDES, block_side, copies, segments
 from src.data.synthetic import Profile
 from src.data.taxonomy import FAMILIES, family_index, in_order
@@ -62,19 +64,23 @@ class Dataset:
     """Devices or sites, in the order in which they were read; CICIoT2023 names no device and is one."""
 
 
-def load_dataset(config: DataConfig, seed: int) -> Dataset:
+def load_dataset(config: DataConfig, seed: int, scratch: Path | None = None) -> Dataset:
     """Read CICIoT2023 or traffic in N-BaIoT's features from `config.root`, or draw CICIoT2023's from the embedded profile, and divide it.
 
     An infinite `Rate` (all packets of a row share one timestamp) becomes the largest finite one of the `fit` side.
 
+    Rows beyond a quarter of a gigabyte lie in files without a name, and the arrays of the data set read these: memory does not grow with the rows, but for
+    some 10 bytes of each while they are divided.
+
     Args:
         config: section `data`.
         seed: of the draw; real data do not depend on it.
+        scratch: folder for such files; None: where the system keeps temporary ones.
 
     Raises:
         UserError: for wrong input (see `read_ciciot2023` and `read_nbaiot`), or a class too small for a window on each side.
     """
-    source, site = "real", "CICIoT2023"
+    source, site, shelf = "real", "CICIoT2023", Shelf(scratch)
     if config.dataset == "nbaiot":
         if config.root is None:
             raise UserError("data.dataset is 'nbaiot', of which no synthetic profile exists: give data.root, a folder of N-BaIoT's CSVs")
@@ -85,11 +91,13 @@ def load_dataset(config: DataConfig, seed: int) -> Dataset:
         captures, names = Profile.embedded().captures(rows, np.random.default_rng(seed), excluded_set(config.exclude_labels))
         counted, source = {"rows drawn": sum(len(capture.features) for capture in captures)}, "synthetic profile"
     else:
-        captures, names, counted = read_ciciot2023(config.root, config.exclude_labels, config.max_rows_per_class)
-    return divide(captures, names, config, source, site, dict(counted))
+        captures, names, counted = read_ciciot2023(config.root, config.exclude_labels, config.max_rows_per_class, shelf)
+    return divide(captures, names, config, source, site, dict(counted), Shelf(scratch))
 
 
-def divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig, source: str, site: str, report: dict[str, int | float]) -> Dataset:
+def divide(
+    captures: list[Capture], names: tuple[str, ...], config: DataConfig, source: str, site: str, report: dict[str, int | float], shelf: Shelf | None = None
+) -> Dataset:
     """Divide captures among the four sides, as `src.data.splits` says.
 
     Args:
@@ -99,6 +107,7 @@ def divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig, 
         source: `real` or `synthetic profile`.
         site: where the traffic comes from.
         report: what reading it has counted; grows, and becomes the data set's.
+        shelf: where the rows of the sides go; None: one of their own.
 
     Raises:
         UserError: for a class too small for a window on each side.
@@ -106,25 +115,31 @@ def divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig, 
     classes = in_order([capture.label for capture in captures])
     shares = [getattr(config.fractions, side) for side in SIDES]
     sides = [block_side(len(capture.features), shares, config.gap, config.window) for capture in captures]
-    features = np.concatenate([capture.features for capture in captures])
     side = np.concatenate(sides)
     report["rows lost to gaps"] = int((side < 0).sum())
     report["captures too short to divide"] = sum(bool((part == 0).all()) for part in sides)
-    _finite_rates(features, side, names, report)
-    hashes = row_hashes(features)
+    largest = _largest_rates(captures, sides, names, report)
+    hashes = np.empty(len(side), dtype=np.uint64)
+    least, most = np.full(len(names), np.inf, dtype=np.float32), np.full(len(names), -np.inf, dtype=np.float32)
+    first = 0
+    for capture, part in zip(captures, sides, strict=True):
+        for here in blocks(len(part)):
+            rows = _finite(capture.features[here], largest)
+            hashes[first + here.start : first + here.stop] = row_hashes(rows)
+            fitted = rows[part[here] == 0]
+            least, most = np.minimum(least, fitted.min(axis=0, initial=np.inf)), np.maximum(most, fitted.max(axis=0, initial=-np.inf))
+        first += len(part)
+        forget(capture.features)
     removed = copies(side, hashes)
-    report["duplicate rows"] = len(hashes) - len(np.unique(hashes))
+    hashes.sort()
+    report["duplicate rows"] = len(hashes) - len(hashes[:1]) - int(np.count_nonzero(hashes[1:] != hashes[:-1]))
+    del hashes
     report["rows dropped as copies of a later side"] = int(removed.sum())
     for index, name in enumerate(SIDES[:-1]):
         report[f"rows dropped from {name} as copies"] = int((removed & (side == index)).sum())
-    report["constant columns"] = int((np.ptp(features[side == 0], axis=0) == 0).sum())
+    report["constant columns"] = int((least == most).sum())
 
-    label = np.concatenate([np.full(len(capture.features), classes.index(capture.label), dtype=np.int16) for capture in captures])
-    domains = tuple(dict.fromkeys(capture.domain for capture in captures))
-    domain = np.concatenate([np.full(len(capture.features), domains.index(capture.domain), dtype=np.int16) for capture in captures])
-    start = np.concatenate([capture.start for capture in captures])
-    duration = np.concatenate([capture.duration for capture in captures])
-    segment = np.empty(len(side), dtype=np.int64)
+    segment = np.empty(len(side), dtype=np.int32)
     first, used = 0, 0
     for capture, part in zip(captures, sides, strict=True):
         here = slice(first, first + len(part))
@@ -132,15 +147,51 @@ def divide(captures: list[Capture], names: tuple[str, ...], config: DataConfig, 
         segment[here] = np.where(found >= 0, found + used, -1)
         used += int(found.max(initial=-1)) + 1
         first += len(part)
+        forget(capture.chunk)
+    del side, removed
+    domains = tuple(dict.fromkeys(capture.domain for capture in captures))
+    shelf = shelf or Shelf()
     splits: dict[str, Rows] = {}
     for index, name in enumerate(SIDES):
-        mine = (side == index) & (segment >= 0)
-        splits[name] = Rows(features[mine], label[mine], segment[mine].astype(np.int32), start[mine], duration[mine], domain[mine])
-        report[f"rows in {name}"] = int(mine.sum())
+        splits[name] = _side(index, captures, sides, segment, classes, domains, largest, shelf)
+        report[f"rows in {name}"] = len(splits[name].label)
         _require_windows(splits[name], name, classes, config.window)
     assembled = in_order([capture.label for capture in captures if not capture.ordered])
     log.info("%s: %s", source, ", ".join(f"{name} {count}" for name, count in report.items()))
     return Dataset(names, classes, splits, source, site, assembled, content_hash(splits, names, classes, domains), report, domains)
+
+
+def _side(
+    index: int,
+    captures: list[Capture],
+    sides: list[NDArray[np.int8]],
+    segment: NDArray[np.int32],
+    classes: tuple[str, ...],
+    domains: tuple[str, ...],
+    largest: dict[int, np.float32],
+    shelf: Shelf,
+) -> Rows:
+    """Rows of one side; `segment` (N,) is of the rows of all captures, -1 for those that are out."""
+    features = shelf.column(np.float32, captures[0].features.shape[1])
+    label, run, domain = shelf.column(np.int16), shelf.column(np.int32), shelf.column(np.int16)
+    start, duration = shelf.column(np.float64), shelf.column(np.float64)
+    first = 0
+    for capture, part in zip(captures, sides, strict=True):
+        runs = segment[first : first + len(part)]
+        first += len(part)
+        for here in blocks(len(part)):
+            mine = np.flatnonzero((part[here] == index) & (runs[here] >= 0))
+            if not len(mine):
+                continue
+            features.append(_finite(capture.features[here][mine], largest))
+            label.append(np.full(len(mine), classes.index(capture.label), dtype=np.int16))
+            run.append(runs[here][mine])
+            start.append(capture.start[here][mine])
+            duration.append(capture.duration[here][mine])
+            domain.append(np.full(len(mine), domains.index(capture.domain), dtype=np.int16))
+        for column in (capture.features, capture.start, capture.duration):
+            forget(column)
+    return Rows(features.array(), label.array(), run.array(), start.array(), duration.array(), domain.array())
 
 
 def leave_out(dataset: Dataset, domain: str, window: int) -> Dataset:
@@ -181,20 +232,40 @@ def _kept(rows: Rows, keep: NDArray[np.bool_], segment: NDArray[np.int32]) -> Ro
     return Rows(**{field.name: getattr(rows, field.name)[keep] for field in dataclasses.fields(Rows) if field.name != "segment"}, segment=segment[keep])
 
 
-def _finite_rates(features: NDArray[np.float32], side: NDArray[np.int8], names: tuple[str, ...], report: dict[str, int | float]) -> None:
-    """Replace infinite rates in place by the largest finite one of `fit`."""
-    for name in RATES:
-        if name in names:
-            column = features[:, names.index(name)]
-            infinite = np.isinf(column)
-            if infinite.any():
-                column[infinite] = np.max(column[(side == 0) & ~infinite], initial=0.0)
-                report[f"infinite {name} replaced"] = int(infinite.sum())
-                report[f"{name} in their place"] = float(column[infinite][0])
+def _largest_rates(captures: list[Capture], sides: list[NDArray[np.int8]], names: tuple[str, ...], report: dict[str, int | float]) -> dict[int, np.float32]:
+    """By column, what takes the place of infinite rates: the largest finite one of `fit`; columns that hold an infinite one alone."""
+    columns = [names.index(name) for name in RATES if name in names]
+    endless, most = np.zeros(len(columns), dtype=np.int64), np.zeros(len(columns), dtype=np.float32)
+    if not columns:
+        return {}
+    for capture, part in zip(captures, sides, strict=True):
+        for here in blocks(len(part)):
+            rates = capture.features[here][:, columns]
+            infinite = np.isinf(rates)
+            endless += infinite.sum(axis=0)
+            most = np.maximum(most, np.where(infinite, np.float32(0.0), rates)[part[here] == 0].max(axis=0, initial=0.0))
+        forget(capture.features)
+    for column, count, value in zip(columns, endless, most, strict=True):
+        if count:
+            report[f"infinite {names[column]} replaced"] = int(count)
+            report[f"{names[column]} in their place"] = float(value)
+    return {column: value for column, count, value in zip(columns, endless, most, strict=True) if count}
+
+
+def _finite(rows: NDArray[np.float32], largest: dict[int, np.float32]) -> NDArray[np.float32]:
+    """(n, F) the rows with infinite rates replaced."""
+    if not largest:
+        return rows
+    rows = rows.copy()
+    for column, value in largest.items():
+        rows[np.isinf(rows[:, column]), column] = value
+    return rows
 
 
 def _require_windows(rows: Rows, side: str, classes: tuple[str, ...], window: int) -> None:
     counts = np.bincount(rows.label[window_starts(rows.segment, window)], minlength=len(classes))
+    forget(rows.label)
+    forget(rows.segment)
     if counts.min() == 0:
         name = classes[int(np.argmin(counts))]
         raise UserError(
@@ -241,5 +312,7 @@ def content_hash(splits: dict[str, Rows], names: tuple[str, ...], classes: tuple
     for side, rows in splits.items():
         digest.update(side.encode())
         for array in (rows.features, rows.label, rows.segment, *([rows.domain] if several else [])):
-            digest.update(np.ascontiguousarray(array).tobytes())
+            for here in blocks(len(array)):
+                digest.update(np.ascontiguousarray(array[here]).data)
+                forget(array)
     return digest.hexdigest()

@@ -29,6 +29,9 @@ SIDES = ("fit", "calibrate", "agent", "test")
 PARTS = ("train", "validation", "test")
 """Parts that an event log is divided into."""
 
+_BLOCK = 1 << 20
+"""Values looked up at once."""
+
 
 def block_side(count: int, fractions: Sequence[float], gap: int, shortest: int) -> NDArray[np.int8]:
     """(count,) index of the fraction (of `SIDES` or `PARTS`) that each row of a capture belongs to, -1 for rows left out between two.
@@ -56,10 +59,28 @@ def copies(side: NDArray[np.int8], row_hash: NDArray[np.uint64]) -> NDArray[np.b
         side: (N,) index into `SIDES`, -1 for rows that are left out.
         row_hash: (N,) equal for equal vectors.
     """
-    _, vector = np.unique(row_hash, return_inverse=True)
-    last = np.full(vector.max(initial=-1) + 1, -1, dtype=np.int8)
-    np.maximum.at(last, vector, side)
-    return (side >= 0) & (side < last[vector])
+    removed = np.zeros(len(side), dtype=bool)
+    later = np.empty(0, dtype=np.uint64)
+    for index in range(int(side.max(initial=-1)), -1, -1):
+        mine = side == index
+        own = row_hash[mine]
+        if len(later):
+            removed[mine] = among(own, later)
+        if index:
+            later = np.union1d(later, own)
+    return removed
+
+
+def among(values: NDArray[np.uint64], known: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """(N,) whether `known` (sorted) holds each of the values; in blocks, each sorted first, since neighbours in order are looked up where the last one was."""
+    found = np.zeros(len(values), dtype=bool)
+    if len(known):
+        for first in range(0, len(values), _BLOCK):
+            block = values[first : first + _BLOCK]
+            order = np.argsort(block)
+            place = np.searchsorted(known, block[order])
+            found[first + order] = known[np.minimum(place, len(known) - 1)] == block[order]
+    return found
 
 
 def segments(run: NDArray[np.integer], side: NDArray[np.int8], removed: NDArray[np.bool_], ordered: bool | NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -71,14 +92,25 @@ def segments(run: NDArray[np.integer], side: NDArray[np.int8], removed: NDArray[
         removed: (N,) rows that leave as copies; they break a run where `ordered`.
         ordered: whether the rows stand in capture order; one truth for all, or (N,).
     """
-    out = (side < 0) | removed
-    kept = np.flatnonzero(~out)
-    breaks = np.zeros(len(kept), dtype=bool)
-    breaks[1:] = (np.diff(run[kept]) != 0) | (np.diff(side[kept]) != 0)
-    breaks[1:] |= (np.diff(kept) > 1) & np.broadcast_to(ordered, len(side))[kept[1:]]
+    kept = np.flatnonzero(~((side < 0) | removed))
     result = np.full(len(side), -1, dtype=np.int64)
-    result[kept] = np.cumsum(breaks)
+    result[kept] = run_ids(kept, np.broadcast_to(ordered, len(side))[kept], run[kept], side[kept])
     return result
+
+
+def run_ids(kept: NDArray[np.integer], ordered: NDArray[np.bool_], *keys: NDArray[np.integer]) -> NDArray[np.int64]:
+    """(K,) id from 0 of the contiguous run of each row that is kept.
+
+    Args:
+        kept: (K,) places of these rows, ascending.
+        ordered: (K,) whether a row stands in capture order: a run is broken where rows before it are missing.
+        keys: (K,) each; a run has one value of each.
+    """
+    breaks = np.zeros(len(kept), dtype=bool)
+    breaks[1:] = (np.diff(kept) > 1) & ordered[1:]
+    for key in keys:
+        breaks[1:] |= key[1:] != key[:-1]
+    return np.cumsum(breaks)
 
 
 def leave_group_out(names: Sequence[str], left_out: str) -> dict[str, list[str]]:
@@ -191,15 +223,21 @@ def capture_side(
         gap: rows left out between two blocks.
         shortest: rows that each block must have; a capture too short for that trains whole.
     """
-    change = (np.diff(group) != 0) | ((np.diff(session) != 0) & (np.diff(label) != 0))
-    capture = np.concatenate(([0], np.cumsum(change)))[: len(session)]
-    shuffled = ~ordered
-    capture[shuffled] = len(session) + group[shuffled] * (label.max(initial=0) + 1) + label[shuffled]
-    order = np.argsort(capture, kind="stable")
-    sizes = np.unique(capture, return_counts=True)[1]
     side = np.empty(len(session), dtype=np.int8)
-    side[order] = np.concatenate([np.empty(0, np.int8), *(block_side(int(size), shares, gap, shortest) for size in sizes)])
+    change = (group[1:] != group[:-1]) | ((session[1:] != session[:-1]) & (label[1:] != label[:-1]))
+    capture = np.concatenate((np.zeros(1, dtype=np.int32), np.cumsum(change, dtype=np.int32)))[: len(session)]
+    capture = capture[ordered]
+    ends = np.flatnonzero(np.diff(capture, append=-1) != 0) + 1
+    side[ordered] = _block_sides(np.diff(ends, prepend=0), shares, gap, shortest)
+    shuffled = np.flatnonzero(~ordered)
+    heap = group[shuffled].astype(np.int64) * (label.max(initial=0) + 1) + label[shuffled]
+    side[shuffled[np.argsort(heap, kind="stable")]] = _block_sides(np.unique(heap, return_counts=True)[1], shares, gap, shortest)
     return side
+
+
+def _block_sides(sizes: NDArray[np.integer], shares: Sequence[float], gap: int, shortest: int) -> NDArray[np.int8]:
+    """`block_side` of captures of these sizes, one after another."""
+    return np.concatenate([np.empty(0, np.int8), *(block_side(int(size), shares, gap, shortest) for size in sizes)])
 
 
 def _starts(session: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -22,12 +22,11 @@ def window_starts(segment: NDArray[np.integer], length: int, stride: int = 1) ->
     count = len(segment)
     if count < length:
         return np.empty(0, dtype=np.int64)
-    change = np.flatnonzero(np.diff(segment) != 0) + 1
-    first = np.concatenate(([0], change))
-    sizes = np.diff(np.concatenate((first, [count])))
-    offset = np.arange(count) - np.repeat(first, sizes)
-    fits = offset + length <= np.repeat(sizes, sizes)
-    return np.flatnonzero(fits & (offset % stride == 0))
+    starts = np.flatnonzero(segment[: count - length + 1] == segment[length - 1 :])  # a run stands together: with both ends, all between
+    if stride == 1:
+        return starts
+    first = np.concatenate(([0], np.flatnonzero(np.diff(segment) != 0) + 1))
+    return starts[(starts - first[np.searchsorted(first, starts, "right") - 1]) % stride == 0]
 
 
 def gather(features: NDArray[np.float32], starts: NDArray[np.integer], length: int) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ here, the same share of every part and class once the benign windows that thresh
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from src.config import nearest
-from src.data.splits import PARTS, capture_side, group_side, leave_group_out, segments, time_side
+from src.data.shelf import blocks
+from src.data.splits import PARTS, capture_side, group_side, leave_group_out, run_ids, time_side
 from src.data.windows import window_starts
 from src.errors import UserError
 from src.sae.features import distinct
@@ -28,6 +29,9 @@ FILES = ("train", "val", "test")
 
 BENIGN = 1000
 """Benign windows of validation, and of test, that are kept before the limits cut others: they tell false alarm rates down to 1 in 1,001."""
+
+BLOCK = 1 << 21
+"""Rows of one reserved column that are read at once."""
 
 RESERVED = ("label", "attack", "group", "session", "time_ms", "ordered")
 """Columns of stage 1 that are never features."""
@@ -98,21 +102,32 @@ class Events:
             if name not in found:
                 raise UserError(f"'{path}' lacks column '{name}'; found: {', '.join(found)}; run stage 1 again")
 
-        def column(name: str) -> pl.Series:
-            return scan.select(name).collect().to_series()
-
-        attack = column("attack").cast(pl.Int8).fill_null(-1).to_numpy()
-        if not len(attack):
+        count = int(scan.select(pl.len()).collect().item())
+        if not count:
             raise UserError(f"'{path}' holds no row; run stage 1 again")
+
+        def column(name: str) -> Iterator[tuple[slice, pl.Series]]:
+            return ((here, scan.slice(here.start, here.stop - here.start).select(name).collect().to_series()) for here in blocks(count, BLOCK))
+
+        attack, ordered, time = np.empty(count, np.int8), np.empty(count, np.bool_), np.broadcast_to(np.int64(-1), count)
+        for here, values in column("attack"):
+            attack[here] = values.cast(pl.Int8).fill_null(-1).to_numpy()
+        for here, values in column("ordered"):
+            ordered[here] = values.fill_null(False).to_numpy()
+        for here, values in column("time_ms"):
+            if values.null_count() < len(values):
+                time = time if time.flags.writeable else time.copy()  # no time at all takes no memory
+                time[here] = values.fill_null(-1).to_numpy()
         named: dict[str, tuple[list[str], NDArray[np.int32]]] = {}
         for name in ("label", "group", "session"):
-            values, codes = distinct(column(name).fill_null("unknown"))
-            named[name] = ([str(value) for value in values], codes.astype(np.int32))
+            codes, known = np.empty(count, np.int32), dict[str, int]()
+            for here, values in column(name):
+                found, inside = distinct(values.fill_null("unknown"))
+                codes[here] = np.array([known.setdefault(str(value), len(known)) for value in found])[inside]
+            named[name] = ([*known], codes)
         session = named["session"][1]
-        if 1 + np.count_nonzero(np.diff(session)) != len(named["session"][0]):
+        if 1 + np.count_nonzero(session[1:] != session[:-1]) != len(named["session"][0]):
             raise UserError(f"'{path}': the rows of a session do not stand together; run stage 1 again")
-        time = column("time_ms").fill_null(-1).to_numpy()
-        ordered = column("ordered").fill_null(False).to_numpy()
         return cls(
             attack, time, ordered, named["label"][1], named["group"][1], session, named["label"][0], named["group"][0], named["session"][0],
         )  # fmt: skip
@@ -148,10 +163,9 @@ class Windows:
     """(W,) of the last attack row, or of the last row where there is none."""
 
     @classmethod
-    def lay(cls, events: Events, order: NDArray[np.int64], segment: NDArray[np.int64], length: int, stride: int) -> Windows:
-        """Every window inside one segment; `segment` (N,) is of the rows as they stand in `order`, those of -1 are out."""
-        rows = order[segment >= 0]
-        starts = window_starts(segment[segment >= 0], length, stride)
+    def lay(cls, events: Events, rows: NDArray[np.int64], segment: NDArray[np.int64], length: int, stride: int) -> Windows:
+        """Every window inside one segment; `segment` (K,) is of the part's `rows` (K,)."""
+        starts = window_starts(segment, length, stride)
         ends = starts + length
         attack = events.attack[rows]
         count = np.concatenate(([0], np.cumsum(attack == 1)))
@@ -234,15 +248,17 @@ def divide(events: Events, schema: Mapping[str, Any], settings: EncodingSettings
     return capture_side(events.group, events.session, events.label, events.ordered, shares, gap, shortest=settings.seq_len), {**split, "gap": gap}
 
 
-def _in_runs(events: Events) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(N,) rows as windows are laid over them, and the (N,) run of each of these: its session, and in a shuffled session its label, too.
+def _in_runs(events: Events) -> tuple[NDArray[np.int32], NDArray[np.integer]]:
+    """(N,) rows as windows are laid over them, and the (N,) run of each row: its session, and in a shuffled session its label, too.
 
     Neighbours in a shuffled file have nothing to do with each other, so that of a file with many classes hardly a window would be of one of them alone.
     """
-    shuffled = np.where(events.ordered, 0, events.label + 1).astype(np.int64)
-    run = events.session * np.int64(len(events.labels) + 1) + shuffled
-    order = np.argsort(run, kind="stable") if shuffled.any() else np.arange(len(run))
-    return order, run[order]
+    size = len(events.labels) + 1
+    run = events.session.astype(np.int64 if len(events.sessions) * size > np.iinfo(np.int32).max else np.int32)
+    run *= size
+    run += np.where(events.ordered, 0, events.label + 1).astype(run.dtype, copy=False)
+    order = np.arange(len(run), dtype=np.int32) if events.ordered.all() else np.argsort(run, kind="stable").astype(np.int32)
+    return order, run
 
 
 def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool_], settings: EncodingSettings) -> list[Windows]:
@@ -263,14 +279,16 @@ def lay_windows(events: Events, side: NDArray[np.int8], removed: NDArray[np.bool
         out = removed | (side != index)
         if index == 0:
             out = out | ~events.learnable
-        segment = segments(run, side[order], out[order], events.ordered[order])
-        windows = Windows.lay(events, order, segment, settings.seq_len, settings.stride)
+        kept = np.flatnonzero(~out[order])
+        rows = order[kept].astype(np.int64)
+        segment = run_ids(kept, events.ordered[rows], run[rows])
+        windows = Windows.lay(events, rows, segment, settings.seq_len, settings.stride)
         if not len(windows.starts):
             if index == 0 and not events.learnable.any():
                 raise UserError(
                     f"none of the {len(events):,} rows is benign, and benign rows are what the autoencoder learns; add benign captures to stage 1's folder"
                 )
-            longest = int(np.bincount(segment[segment >= 0]).max(initial=0))
+            longest = int(np.bincount(segment).max(initial=0))
             what = "benign rows" if index == 0 else "rows"
             raise UserError(f"{part} has no window of {settings.seq_len} {what}: its longest run has {longest}; choose a smaller --seq-len or another split")
         result.append(windows)
