@@ -22,7 +22,7 @@ STEP = 1e-6
 """Share by which `AVG` of one copy differs from that of the next; single precision tells 10^-7 apart."""
 CHUNK = 100_000
 """Rows written at once."""
-NOTE = "README.txt"
+NOTE = "These are not CICIoT2023's files: real rows of it, tiled to its size by benchmarks/tiling.py, for measuring memory and speed.\n"
 _TOLD_APART = "AVG"
 
 
@@ -83,12 +83,13 @@ def tile(root: Path, folder: Path, rows: int = ROWS, files: int = FILES) -> list
     Raises:
         UserError: when `root` holds no CSV, `rows` are fewer than `files`, or the disk is too small.
     """
-    sources = [Source.read(path) for path in sorted(root.rglob("*.csv"))]
+    # Files with labels come last, so that the share of their rows, which are the dearest to read, is not less in more files.
+    sources = sorted((Source.read(path) for path in root.rglob("*.csv")), key=lambda source: (source.header.count(","), source.path))
     if not sources or rows < files:
         raise UserError(f"'{root}' holds no CSV to tile" if not sources else f"{rows} rows do not fill {files} files")
     require_space(folder.parent, rows * max(source.row_bytes for source in sources))
     folder.mkdir(parents=True)
-    (folder / NOTE).write_text(__doc__, encoding="utf-8")
+    (folder / "README.txt").write_text(NOTE, encoding="utf-8")
     made = []
     done = [0] * len(sources)
     for index, count in enumerate(np.diff(np.linspace(0, rows, files + 1).round().astype(int)).tolist()):

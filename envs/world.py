@@ -309,6 +309,10 @@ def _world(config: Config, bank: TraceBank, split: str, network: Network) -> Wor
     most, slowest = network.criticality.max(), network.restore_time.max()
     traits = np.stack([network.criticality / most, network.restore_time / slowest, network.protected, network.patchable], axis=1)  # (D, 4)
     risk = np.array(bank.sensors[:, bank.sensor_names.index("risk")]) if bank.evasive is None else np.array(bank.evasive)
+    # Windows are sorted by split and class, so those of this split stand together, and sorting them by class first leaves every range where it is.
+    quiet = np.arange(len(risk), dtype=np.int32)
+    mine = slice(ranges[:, 0].min(), ranges[:, 1].max())
+    quiet[mine] = mine.start + np.lexsort((risk[mine], bank.label[mine]))
     return World(
         rules=rules,
         controls=controls,
@@ -327,8 +331,7 @@ def _world(config: Config, bank: TraceBank, split: str, network: Network) -> Wor
         loud=np.isin(family, [FAMILIES.index(name) for name in FLOODS]),
         calm_classes=calm,
         ranges=ranges,
-        # Windows are sorted by split and class, so sorting these first leaves every range where it is.
-        quiet=np.lexsort((risk, bank.label, bank.split)).astype(np.int32),
+        quiet=quiet,
         successor=np.array(bank.successor),
         table=np.concatenate([bank.select_features(env.features), np.array(bank.sensors)], axis=1, dtype=np.float32),
     )

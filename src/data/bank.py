@@ -87,13 +87,13 @@ class TraceBank:
         for name, fits in checks.items():
             if not fits:
                 raise UserError(f"trace bank: array '{name}' has the wrong shape or an index out of range; build the bank again")
-        if not (np.isfinite(self.features).all() and np.abs(self.features).max() <= FEATURE_BOUND):
+        if not _within(self.features, -FEATURE_BOUND, FEATURE_BOUND):
             raise UserError(f"trace bank: features must be finite and within +-{FEATURE_BOUND:g}; build the bank again")
-        if not (np.isfinite(self.sensors).all() and self.sensors.min() >= 0 and self.sensors.max() <= 1):
+        if not _within(self.sensors, 0, 1):
             raise UserError("trace bank: sensor readings must be finite and within [0, 1]; build the bank again")
         self._check_rows(count)
-        order = self.split.astype(np.int64) * len(self.class_names) + self.label
-        if (np.diff(order) < 0).any():
+        order = self.split.astype(np.int32) * len(self.class_names) + self.label
+        if (order[1:] < order[:-1]).any():
             raise UserError("trace bank: windows must be sorted by split and label; build the bank again")
         linked = self.successor >= 0
         if (order[self.successor[linked]] != order[linked]).any():
@@ -183,3 +183,8 @@ class TraceBank:
         arrays: dict[str, Any] = {name: fields[name].astype(np.float32) if name in ("features", "sensors") else fields[name] for name in _ARRAYS}
         words: dict[str, Any] = {key: value.item() if value.ndim == 0 else tuple(value.tolist()) for key, value in fields.items() if key not in _ARRAYS}
         return cls(**arrays, **words)
+
+
+def _within(values: NDArray[np.float32], low: float, high: float) -> bool:
+    """Whether all values lie there; NaN does not, and passes through both extremes."""
+    return bool(values.min(initial=high) >= low and values.max(initial=low) <= high)

@@ -203,9 +203,9 @@ class _Ordered:
         """Label and end of each capture."""
 
     def captures(self) -> list[Capture]:
-        columns = [column.array() for column in (self.features, self.chunk, self.start, self.duration)]
-        firsts = [0, *(end for _, end in self.ends)]
-        return [Capture(label, True, *(column[first:end] for column in columns)) for first, (label, end) in zip(firsts, self.ends, strict=False)]
+        features, chunk, start, duration = self.features.array(), self.chunk.array(), self.start.array(), self.duration.array()
+        places = [slice(first, end) for first, (_, end) in zip([0, *(end for _, end in self.ends)], self.ends, strict=False)]
+        return [Capture(label, True, features[here], chunk[here], start[here], duration[here]) for here, (label, _) in zip(places, self.ends, strict=True)]
 
 
 class _Shuffled:

@@ -69,8 +69,7 @@ def load_dataset(config: DataConfig, seed: int, scratch: Path | None = None) -> 
 
     An infinite `Rate` (all packets of a row share one timestamp) becomes the largest finite one of the `fit` side.
 
-    Rows beyond a quarter of a gigabyte lie in files without a name, and the arrays of the data set read these: memory does not grow with the rows, but for
-    some 10 bytes of each while they are divided.
+    Rows beyond 64 MB lie in files without a name, and the arrays of the data set read these; memory holds some 30 bytes a row while rows are divided.
 
     Args:
         config: section `data`.

@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from src.errors import UserError
 
-BUDGET = 1 << 28
+BUDGET = 1 << 26
 """Bytes of all columns of a shelf that stay in memory."""
 BLOCK = 1 << 17
 """Rows that are looked at together."""

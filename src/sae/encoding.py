@@ -5,7 +5,8 @@ or block as the schema says. Then windows are laid inside one session and one pa
 Then everything is fitted on benign training rows, and rows are encoded (`src.sae.features`). No window is made before its size is known:
 over the limit, every part and class loses the same share of its windows, evenly spaced, the benign ones of validation and test last.
 
-Memory holds the reserved columns of all rows as numbers (some 30 bytes a row, 8 more where rows have a time), and one block of rows at a time, encoded in 256 MB at most.
+Memory holds the reserved columns of all rows as numbers (with what is made of them some 50 bytes a row), and one block of rows at a time, encoded in
+256 MB at most.
 
     python -m src.sae.encoding --dataset bigbase --version v1 --config-preset basic
 """
