@@ -76,6 +76,7 @@ class Column:
                 self._shelf.held -= sum(part.nbytes for part in self._parts)
                 self._parts.clear()
             self._file.write(rows.data)
+            self._file.flush()  # a full disk shows here, not when the array is asked for
         except OSError as error:
             place = folder or tempfile.gettempdir()
             raise UserError(f"cannot write to '{place}': {error.strerror}; rows beyond the memory are kept there: make room, or read fewer rows") from error
@@ -86,7 +87,6 @@ class Column:
             parts, self._parts = self._parts, []
             return np.concatenate(parts) if parts else np.empty((0, *self._shape), self._kind)
         with self._file as stream:
-            stream.flush()
             return np.asarray(np.memmap(stream, self._kind, "r+", shape=(self._count, *self._shape)))
 
 
