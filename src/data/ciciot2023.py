@@ -489,5 +489,5 @@ def excluded_set(exclude: Collection[str]) -> frozenset[str]:
 
 
 def _repeatable(hashes: dict[str, list[NDArray[np.uint64]]]) -> dict[str, NDArray[np.uint64]]:
-    """Hashes of rows of captures by family, sorted, each once; the given ones are let go of."""
-    return {family: np.unique(np.concatenate(parts)) for family in list(hashes) if (parts := hashes.pop(family))}
+    """Hashes of rows of captures by family, sorted; the given ones are let go of."""
+    return {family: np.sort(np.concatenate(parts)) for family in list(hashes) if (parts := hashes.pop(family))}

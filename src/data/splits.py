@@ -67,7 +67,8 @@ def copies(side: NDArray[np.int8], row_hash: NDArray[np.uint64]) -> NDArray[np.b
         if len(later):
             removed[mine] = among(own, later)
         if index:
-            later = np.union1d(later, own)
+            later = np.concatenate((later, own))
+            later.sort()  # `np.unique` fills a hash table, with many times the memory
     return removed
 
 

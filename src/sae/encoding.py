@@ -205,7 +205,8 @@ def _duplicates(reader: Reader, side: NDArray[np.int8], drop: bool) -> tuple[NDA
     """(N,) rows that leave because a later part holds the same vector (none unless `drop`), and how many rows stand in the training part too."""
     row_hash = reader.hashes()
     removed = copies(side, row_hash) if drop else np.zeros(len(side), dtype=bool)
-    train = np.unique(row_hash[(side == 0) & ~removed])
+    train = row_hash[(side == 0) & ~removed]
+    train.sort()
     shares = {
         part: float(among(row_hash[(side == index) & ~removed], train).mean()) if ((side == index) & ~removed).any() else 0.0
         for index, part in enumerate(PARTS)
