@@ -58,7 +58,7 @@ ACCEPTED, REFUSED = "accepted", "refused"
 TRACEBACK, CRASH, HANG, NOT_FINITE, UNCLEAR = "traceback", "crash", "hang", "not finite", "unclear message"
 DEFECTS = (TRACEBACK, CRASH, HANG, NOT_FINITE, UNCLEAR)
 
-_NAMES_SOMETHING = re.compile(r"'[^']+'|--[a-z]|\b[a-z]+[._][a-z_]+\b")
+_NAMES_SOMETHING = re.compile(r"'[^']+(?:'| \.\.\. )|--[a-z]|\b[a-z]+[._][a-z_]+\b")
 """A path or another thing in quotation marks, a flag, or a setting."""
 
 

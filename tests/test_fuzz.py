@@ -48,6 +48,7 @@ from src.data.zeek import read_zeek
 from src.errors import LONGEST, UserError
 from src.sae.aggregation import read_schema
 from src.sae.features import Encoder
+from src.sae.windows import split_fault
 from src.watch.site import load_site
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -392,3 +393,20 @@ def test_any_table_of_cells_is_finite_or_refused(tmp_path: Path, changes: list[t
 
 def test_the_default_configuration_is_finite() -> None:
     assert not_finite(Config()) is None
+
+
+def test_damaged_pages_of_a_parquet_are_refused_before_polars_panics(tmp_path: Path) -> None:
+    pl.DataFrame({"EventID": [1, 2] * 50, "Image": ["a", None] * 50}).write_parquet(tmp_path / "x.parquet")
+    whole = (tmp_path / "x.parquet").read_bytes()
+    refused = 0
+    for place in range(4, len(whole), 7):
+        (tmp_path / "x.parquet").write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        outcome, detail = judge(lambda: read_otrf(tmp_path / "x.parquet", ["EventID", "Image"]))
+        assert outcome in (ACCEPTED, REFUSED), detail
+        refused += outcome == REFUSED
+    assert refused > 10
+
+
+def test_a_split_of_another_kind_is_told() -> None:
+    for by in ({}, [], None, 1):
+        assert "split: by is" in str(split_fault({"by": by}))

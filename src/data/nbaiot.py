@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from src.config import nearest
 from src.data.ciciot2023 import LARGEST, Batch, Capture, excluded_set
-from src.data.tables import first_line, is_file, readable
+from src.data.tables import check_parquet, first_line, is_file, readable
 from src.data.taxonomy import canonical
 from src.errors import UserError
 
@@ -213,6 +213,7 @@ def _batches(file: _File) -> Iterator[pl.DataFrame]:
     labelled = file.label is None
     try:
         if labelled:
+            check_parquet(file.path, (*FEATURES_115, "label", "ts"))
             lazy = pl.scan_parquet(file.path, glob=False)
             header = lazy.collect_schema().names()
         else:

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from src.data.tables import BENIGN, check_agreement, check_columns, first_line, labels, plain, typed
+from src.data.tables import BENIGN, check_agreement, check_columns, check_parquet, first_line, labels, plain, typed
 from src.errors import UserError
 
 UNKNOWN = "Unknown"
@@ -111,6 +111,7 @@ def read_otrf(path: Path, columns: Sequence[str]) -> pl.DataFrame:
     Raises:
         UserError: for a file that is no parquet, or a missing column.
     """
+    check_parquet(path, columns)
     try:
         lazy = pl.scan_parquet(path, glob=False)
         check_columns(path, lazy.collect_schema().names(), columns)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from src.config import nearest
 from src.data.taxonomy import canonical
@@ -77,6 +79,21 @@ def readable(paths: list[Path]) -> list[Path]:
         if len(line) > LONGEST_HEADER:
             raise UserError(f"'{path}': the first line is longer than {LONGEST_HEADER:,} bytes; a table begins with the names of its columns")
     return paths
+
+
+def check_parquet(path: Path, columns: Iterable[str]) -> None:
+    """Decode the columns once with a reader that ends in an error where polars, on damaged pages, ends in a panic.
+
+    Raises:
+        UserError: for a file that is no parquet, or is damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            wanted = set(columns)
+            for _ in file.iter_batches(columns=[name for name in file.schema_arrow.names if name in wanted]):
+                pass
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"'{path}' cannot be read as parquet: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

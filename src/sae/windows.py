@@ -198,7 +198,7 @@ def split_fault(split: Any) -> str | None:
     if not isinstance(split, Mapping):
         return f"split is {split!r}; it must be an object with 'by': {', '.join(_SPLIT_KEYS)}"
     by = split.get("by")
-    if by not in _SPLIT_KEYS:
+    if not isinstance(by, str) or by not in _SPLIT_KEYS:
         return f"split: by is {by!r}: {nearest(str(by), _SPLIT_KEYS)}"
     for key in split:
         if key not in ("by", *_SPLIT_KEYS[by]):
