@@ -11,8 +11,10 @@ USER 1000
 WORKDIR /home/defender/iot-defense
 ENV PATH=/home/defender/venv/bin:$PATH PYTHONUNBUFFERED=1
 
-COPY --chown=1000 requirements.txt .
-RUN python -m venv /home/defender/venv && pip install --no-cache-dir -r requirements.txt
+# The lock file has a hash for every package but torch, whose build for CPU or CUDA is the machine's choice.
+COPY --chown=1000 requirements.txt requirements.lock ./
+RUN python -m venv /home/defender/venv && pip install --no-cache-dir "$(grep ^torch== requirements.txt)" \
+    && pip install --no-cache-dir --require-hashes --no-deps -r requirements.lock
 
 COPY --chown=1000 . .
 

@@ -4,13 +4,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 BENCHMARKS := profile_fidelity predictors base_ablation temporal_speed sae env_gates env_speed examples self_play main_job agents agent_choices packets
 
-.PHONY: setup run test check test-all test-ray test-clients bench
+# The version of torch is in requirements.txt; which build of it (for a CPU, for CUDA) is the machine's choice, so the lock file leaves it out.
+TORCH := $(shell grep ^torch== requirements.txt)
+
+.PHONY: setup run test check test-all test-ray test-clients bench lock audit
 .DEFAULT_GOAL := run
 
-$(READY): requirements.txt
+$(READY): requirements.txt requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	@touch $(READY)
 
 setup: $(READY)  ## make the virtual environment
@@ -46,3 +50,18 @@ check: $(READY)  ## format, lint, types, architecture
 bench: $(READY)  ## every committed result, measured again, and the documents' tables from them
 	@for script in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$script || exit 1; done
 	$(BIN)/python -m benchmarks.report
+
+.venv-supply/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9 pip-audit==2.10.1
+	@touch $@
+
+lock: .venv-supply/.installed  ## requirements.lock from requirements.txt: every package with its hashes; UV_FIND_LINKS=FOLDER_OR_PAGE says where torch's CPU build is
+	echo "$(TORCH)+cpu" > .venv-supply/torch.txt
+	.venv-supply/bin/uv pip compile --quiet requirements.txt --overrides .venv-supply/torch.txt --no-emit-package torch --universal --python-version 3.11 \
+		--generate-hashes --no-annotate --custom-compile-command "make lock" --no-emit-index-url --no-emit-find-links --output-file requirements.lock
+
+audit: .venv-supply/.installed  ## what is known to be vulnerable among the locked packages and torch; asks an advisory service, so it is no part of CI
+	echo "$(TORCH)" > .venv-supply/torch.txt
+	.venv-supply/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+	.venv-supply/bin/pip-audit --strict --disable-pip --no-deps --requirement .venv-supply/torch.txt
