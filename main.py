@@ -9,9 +9,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,6 +36,12 @@ PHASES: dict[str, Callable[[Run], None]] = {
 
 LITTLE = 2**21
 """Bytes: a disk with less is full, for no artifact fits on it."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+INSISTENCE = 0.2
+"""Seconds."""
 
 ATTACKERS = ("train", "held_out", "all")
 
@@ -129,12 +139,53 @@ def job(given: argparse.Namespace, config: Config) -> Callable[[Run], None]:
     return policy_job(config, given.policy) if given.policy is not None else submission_job(config, given.submit)
 
 
-def disk_left(folder: Path) -> int:
-    """Bytes free where a folder lies, or would lie."""
+def trouble(folder: Path) -> str | None:
+    """What keeps a run from writing below a folder, which may not be there yet; None: nothing that can be seen."""
     there = folder.resolve()
     while not there.exists():
         there = there.parent
-    return shutil.disk_usage(there).free
+    left = shutil.disk_usage(there).free
+    if left < LITTLE:
+        return f"the disk of '{folder}' is full ({left // 1024} KiB left); make room"
+    if not os.access(there, os.W_OK):
+        return f"'{folder}' cannot be written any more; make it writable"
+    return None
+
+
+@contextlib.contextmanager
+def insistent_interrupts() -> Iterator[None]:
+    """Ctrl-C that is not lost.
+
+    A compiled library that calls Python back may take any exception there for an answer: numpy takes it for a missing attribute, wherever it meets an
+    enumeration. So an interrupt that is not on its way to the caller after `INSISTENCE` seconds is raised again.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield  # Ctrl-C is not ours
+        return
+    if not hasattr(signal, "setitimer"):  # Windows
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, INSISTENCE)
+        raise KeyboardInterrupt
+
+    def insist(*_: object) -> None:
+        error = sys.exception()
+        while error is not None and not isinstance(error, KeyboardInterrupt):
+            error = error.__context__
+        if error is None:
+            interrupt()
+        signal.setitimer(signal.ITIMER_REAL, INSISTENCE)
+
+    former = signal.signal(signal.SIGALRM, insist)
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGALRM, former)
 
 
 def command(words: list[str]) -> int:
@@ -152,37 +203,41 @@ def command(words: list[str]) -> int:
 
 def main(words: list[str] | None = None) -> int:
     """Run one invocation and return its exit status."""
-    config = None
+    config, begun = None, False
     words = sys.argv[1:] if words is None else words
     try:
         if words and not words[0].startswith("-"):
             return command(words)
-        given = arguments(words)
-        check(given)
-        config = configuration(given)
-        work = job(given, config)
-        from src.pipeline import start
+        with insistent_interrupts():
+            given = arguments(words)
+            check(given)
+            config = configuration(given)
+            work = job(given, config)
+            from src.pipeline import start
 
-        with start(config, given.phase, given.resume) as run:
-            work(run)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            with start(config, given.phase, given.resume) as run:
+                begun = True
+                work(run)
     except KeyboardInterrupt:
         print("\ninterrupted" + ("" if config is None else "; go on with --resume RUN, the name that was printed at the start"), file=sys.stderr)
-        return 130
-    except Exception:
-        # Each library says in its own way that a disk is full, and some do not say it.
-        if config is None or (left := disk_left(config.compute.artifacts)) >= LITTLE:
-            raise
-        shown = config.compute.artifacts
-        print(
-            f"error: the disk of '{shown}' is full ({left // 1024} KiB left); make room, then go on with --resume RUN, its folder in '{shown / 'runs'}'",
-            file=sys.stderr,
-        )
-        return 1
+        return INTERRUPTED
+    except Exception as error:
+        # Each library says in its own way that a disk is full, and some do not say it; so the disk is looked at, not the error.
+        why = trouble(config.compute.artifacts) if config is not None and (begun or not isinstance(error, UserError)) else None
+        if why is not None and config is not None:
+            print(f"error: {why}, then go on with --resume RUN, its folder in '{config.compute.artifacts / 'runs'}'", file=sys.stderr)
+            return 1
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        raise
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == INTERRUPTED:  # all is written by now, and to take the interpreter apart would take another second or more
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -461,9 +462,9 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     unknown = [name for name in config.env.features if name not in data.feature_names]
     if unknown and phase not in ("lstm", "sae"):  # which train a sensor for whatever features there are
         raise UserError(f"env.features: this data has no feature '{unknown[0]}': {nearest(unknown[0], data.feature_names)}")
-    name = resume or f"{datetime.now():%Y%m%d-%H%M%S-%f}-{phase}-seed{config.compute.seed}"
-    folder = config.compute.artifacts / "runs" / name
-    former = _former(folder) if resume else None
+    runs = config.compute.artifacts / "runs"
+    folder = runs / resume if resume else _new_folder(runs, f"{datetime.now():%Y%m%d-%H%M%S-%f}-{phase}-seed{config.compute.seed}")
+    name, former = folder.name, _former(folder) if resume else None
     tags = {
         "phase": phase, "split": PHASE_SPLIT[phase], "algorithm": config.rl.algorithm, "scenario": config.env.scenario, "attackers": config.env.attackers,
         "run": name, "sensors": SENSOR, "data_source": data.source, "data_hash": data.data_hash, "site": traces.site,
@@ -483,6 +484,22 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
         yield run
         console.print(f"MLflow   {tracker.uri}\n         .venv/bin/mlflow ui --backend-store-uri {tracker.uri}", highlight=False, soft_wrap=True)
         console.print(f"done in {time.perf_counter() - run.started:.0f} s", highlight=False)
+
+
+def _new_folder(runs: Path, name: str) -> Path:
+    """A run's folder, its own: where the clock went back, or two runs start at once, the name is there already, and a number is added."""
+    for count in itertools.count(1):
+        folder = runs / (name if count == 1 else f"{name}-{count}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not folder.is_dir():
+                raise UserError(f"cannot make the folder '{folder}': a file stands in its place; choose another with --set compute.artifacts=FOLDER") from None
+            continue
+        except OSError as error:
+            raise UserError(f"cannot make the folder '{folder}': {error.strerror}; choose a writable one with --set compute.artifacts=FOLDER") from error
+        return folder
+    raise AssertionError("unreachable")
 
 
 def _former(folder: Path) -> str | None:

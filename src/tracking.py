@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 logging.getLogger("alembic").setLevel(logging.ERROR)  # announces each migration of a new database otherwise
+for name in ("mlflow.store.db.utils", "sqlalchemy.pool"):  # of a store that is lost `_Store` tells, in one line; these print a traceback each time
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 CODE = tuple(str(Path(__file__).parents[1] / room) for room in ("src", "envs", "agents"))
 """Stored beside each model, so that a server can open it without this checkout."""

@@ -1,11 +1,15 @@
 """The command line, as a user runs it, at tiny sizes."""
 
+import contextlib
 import itertools
 import json
 import re
 import shutil
+import signal
 import sys
+import time
 from collections.abc import Iterator
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +19,15 @@ import pytest
 import main as command_line
 from agents.baselines import cusum_candidates, playbook_candidates, threshold_candidates
 from agents.bayes import bayes_candidates
+from benchmarks.faults import TINY
 from benchmarks.report import leaderboard
 from src.artifacts import open_artifact
 from src.config import Config, Section, leaves, load_config
 from src.data.bank import TraceBank
 from src.data.ciciot2023 import FEATURES_39, FEATURES_46
+from src.pipeline import start
 from src.tracking import mlflow  # not mlflow itself: it must find its environment set when it is imported
 
-TINY = [
-    "data.synthetic_rows_per_class=400", "lstm.training.epochs=1", "lstm.training.stride=10", "lstm.model.hidden_size=16", "lstm.training.loss=focal",
-    "temporal.training.epochs=1", "temporal.training.stride=10", "temporal.model.hidden_size=16", "temporal.training.loss=focal",
-    "sae.training.epochs=2", "sae.model.encoder_units=[8]", "sae.model.decoder_units=[8]",
-    "rl.total_timesteps=2048", "rl.seeds=2", "rl.n_envs=16", "rl.ppo.n_steps=64", "rl.ppo.batch_size=256", "rl.validation_episodes=4",
-    "rl.ppo.demonstrations=100", "rl.hidden_size=8",
-    "eval.episodes=20", "eval.tuning_episodes=10", "eval.bootstrap=100", "env.scenario=home", "compute.threads=1",
-]  # fmt: skip
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "ciciot2023"
 
 
@@ -417,6 +415,43 @@ def test_artifacts_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.
     assert command_line.main(words(tmp_path / "file", "lstm")) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert (tmp_path / "file").read_text() == ""
+
+
+def test_runs_that_start_in_the_same_microsecond_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Still(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime(2026, 1, 2, tzinfo=tz)
+
+    monkeypatch.setattr("src.pipeline.datetime", Still)
+    config = load_config(overrides=[*TINY, f"compute.artifacts={tmp_path}"], environ={})
+    for _ in range(3):
+        with start(config, "lstm", None):
+            pass
+    names = ["20260102-000000-000000-lstm-seed0" + end for end in ("", "-2", "-3")]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == names
+    assert len({json.loads((tmp_path / "runs" / name / "run.json").read_text())["mlflow_run"] for name in names}) == 3
+
+
+def test_an_interrupt_that_a_library_swallows_is_raised_again() -> None:
+    done: list[str] = []
+
+    def work() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        try:
+            time.sleep(10)
+            done.append("slept on")
+        finally:
+            time.sleep(3 * command_line.INSISTENCE)  # what cleans up is left alone
+            done.append("cleaned up")
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
+    with pytest.raises(KeyboardInterrupt), command_line.insistent_interrupts():
+        work()
+    assert done == ["cleaned up"]
+    time.sleep(2 * command_line.INSISTENCE)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)) == before
 
 
 def test_altered_artifact_is_refused_by_name(whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from src.models.subspace import BenignSubspace
 from tests.banks import make_bank
 from tests.test_architecture import modules
 
+READ_BESIDE = ("/proc", "/sys", "/etc", "/dev", "/usr/share")
+"""What a run may open beside its own folders: the system's descriptions of itself, and fonts."""
 UNPICKLING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle", "read_pickle"}
 """Names that a load path has no business with."""
 
@@ -124,3 +127,63 @@ def test_the_hook_can_fail() -> None:
     stored = pickle.dumps(Path())
     with watched(), pytest.raises(AssertionError, match="unpickled"):
         pickle.loads(stored)  # noqa: S301  (that it is refused is the test)
+
+
+WHOLE_JOB = """
+import os, sys
+
+log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+def hook(event, told):
+    if event == "open" and isinstance(told[0], (str, bytes, os.PathLike)):
+        kind = "write" if (told[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else "read"
+        place = os.path.realpath(os.fsdecode(told[0]))
+    elif event in ("os.mkdir", "sqlite3.connect") and not str(told[0]).startswith("file:"):
+        kind, place = "write", os.path.realpath(os.fsdecode(told[0]))
+    elif event in ("socket.connect", "socket.bind"):
+        kind, place = "network", repr(told[1])
+    else:
+        return
+    os.write(log, f"{kind}\\t{place}\\n".encode())
+
+sys.addaudithook(hook)
+
+import pytest
+
+import main
+from tests.test_main import thin_grids, words
+
+with pytest.MonkeyPatch.context() as patch:
+    thin_grids(patch)
+    sys.exit(main.main(words(sys.argv[2], "all", "rl.seeds=1")))
+"""
+
+
+def test_a_whole_run_writes_below_its_artifacts_reads_what_it_is_given_and_calls_nobody(tmp_path: Path) -> None:
+    """What Python opens; the compiled libraries' own files (fonts, threads, clocks of the system) are not seen."""
+    root, artifacts, home, temporary = Path(__file__).parents[1], tmp_path / "artifacts", tmp_path / "home", tmp_path / "temporary"
+    home.mkdir()
+    temporary.mkdir()
+    environ = {"PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(temporary), "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run([sys.executable, "-c", WHOLE_JOB, str(tmp_path / "log"), str(artifacts)], cwd=root, env=environ, capture_output=True, text=True)  # noqa: PLW1510
+    assert done.returncode == 0, done.stderr
+    seen: dict[str, set[str]] = {"read": set(), "write": set(), "network": set()}
+    for line in (tmp_path / "log").read_text(encoding="utf-8").splitlines():
+        kind, place = line.split("\t", 1)
+        seen[kind].add(place)
+
+    def outside(kind: str, *places: Path | str) -> list[str]:
+        allowed = [Path(place).resolve() for place in places]
+        return sorted(place for place in seen[kind] if not any(Path(place).is_relative_to(one) for one in allowed))
+
+    caches = [
+        home / ".cache" / "matplotlib",
+        home / ".config" / "matplotlib",
+        *(root / room / "__pycache__" for room in ("agents", "envs")),
+    ]  # the last: numba's
+    assert (artifacts / "mlflow.db").resolve().as_posix() in seen["write"]
+    assert set(outside("write", artifacts, temporary, "/dev/null", *caches)) <= {str(home / ".cache"), str(home / ".config")}
+    assert [path.name.split("_")[0] for path in temporary.iterdir()] in ([], ["torchinductor"])  # torch's, and empty
+    prefixes = (sys.prefix, sys.base_prefix)
+    assert outside("read", root, artifacts, home, temporary, *prefixes, *READ_BESIDE) == []
+    assert {address[:6] for address in seen["network"]} <= {"('127.", "('::1'"}

@@ -1,5 +1,7 @@
 import contextlib
 import json
+import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -291,3 +293,15 @@ with tracking(load_config(overrides=[f"compute.artifacts={{root}}"]), "run") as 
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path / "here", env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_the_server_that_users_are_told_to_start_listens_on_the_loopback() -> None:
+    """`mlflow ui`, which runs and documents name, is `mlflow server`; and none of them names another host."""
+    words = [sys.executable, "-m", "mlflow", "ui", "--help"]
+    environ = {name: value for name, value in os.environ.items() if name != "MLFLOW_HOST"}
+    said = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert re.search(r"--host HOST\s.{,120}\(default: 127\.0\.0\.1\)", said, flags=re.DOTALL), said
+    root = Path(__file__).parents[1]
+    for path in (root / "README.md", root / "src" / "pipeline.py", *(root / "docs").glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        assert not [line for line in text.splitlines() if "mlflow" in line and ("--host" in line or "0.0.0.0" in line)], path
