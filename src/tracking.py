@@ -86,17 +86,17 @@ class _Store:
     """
 
     def __init__(self, client: mlflow.MlflowClient, unsent: Path) -> None:
-        self.client, self._unsent, self._lost = client, unsent, False
+        self.client, self._unsent, self.lost = client, unsent, False
 
     def send(self, record: Mapping[str, Any], call: Callable[[], T], otherwise: T) -> T:
         """What `call` gives; where the store is lost, `otherwise`, and `record` is a line of the file."""
-        if not self._lost:
+        if not self.lost:
             try:
                 return call()
             except (MlflowException, SQLAlchemyError, OSError) as error:
                 if isinstance(error, MlflowException) and error.error_code == _OURS:
                     raise
-                self._lost = True
+                self.lost = True
                 reason = " ".join(str(error).split())[:200]
                 log.warning(
                     "MLflow at '%s' is lost: %s. The run goes on; what is not in MLflow is kept in '%s'", self.client.tracking_uri, reason, self._unsent
@@ -235,9 +235,9 @@ def tracking(config: Config, name: str, tags: Mapping[str, Any] | None = None, r
         except MlflowException as error:
             raise UserError(f"no run '{resume}' in {client.tracking_uri} to resume") from error
         run_id = resume
-    store = _Store(client, config.compute.artifacts.resolve() / f"unsent-{run_id}.jsonl")
+    store = _Store(client, _unsent(at_work, run_id))
     tracker = Tracker(store, experiment, run_id, config, all_tags)
-    with _held(at_work, run_id), _ending(store, run_id):
+    with _held(at_work, run_id, store), _ending(store, run_id):
         store.send({"run": run_id, "status": "RUNNING"}, lambda: client.update_run(run_id, status="RUNNING"), None)
         if resume is None:
             tracker.log_params(config.model_dump(mode="json"))
@@ -281,8 +281,11 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held(at_work: Path, run_id: str) -> Iterator[None]:
-    """Hold a run's lock in the folder `at_work` for as long as this process works on it; the system lets go of it however the process ends."""
+def _held(at_work: Path, run_id: str, store: _Store) -> Iterator[None]:
+    """Hold a run's lock in the folder `at_work` for as long as this process works on it; the system lets go of it however the process ends.
+
+    Where the store is lost, the file stays, as after a kill: the store has not heard how the run ended, and the next start tells it.
+    """
     at_work.mkdir(parents=True, exist_ok=True)
     path = at_work / run_id
     lock = FileLock(path)
@@ -293,22 +296,43 @@ def _held(at_work: Path, run_id: str) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        if not store.lost:
+            path.unlink(missing_ok=True)
         lock.release()
 
 
 def _end_abandoned(client: mlflow.MlflowClient, experiment: str, at_work: Path) -> None:
-    """Mark the runs FAILED, with all below them, whose process was killed: those whose lock lies there, and nobody holds."""
+    """End the runs, with all below them, whose process could not: those whose lock lies there, and nobody holds.
+
+    They end as was meant to be told to a store that was lost, and FAILED where the process was killed.
+    """
     for path in sorted(at_work.glob("*")):
         with contextlib.suppress(Timeout, MlflowException), FileLock(path, timeout=0):
+            meant = _statuses(_unsent(at_work, path.name))
             above = [path.name]
             while above:
                 run_id = above.pop()
                 if client.get_run(run_id).info.status == "RUNNING":
-                    client.set_terminated(run_id, "FAILED")
+                    client.set_terminated(run_id, meant.get(run_id, "FAILED"))
                 with _quiet():
                     above += [run.info.run_id for run in client.search_runs([experiment], f"tags.`{_PARENT}` = '{run_id}'")]
             path.unlink(missing_ok=True)
+
+
+def _unsent(at_work: Path, run_id: str) -> Path:
+    """The file of what a run could not send."""
+    return at_work.parent / f"unsent-{run_id}.jsonl"
+
+
+def _statuses(unsent: Path) -> dict[str, str]:
+    """The last status of each run in such a file, which may not be there, or be cut off."""
+    found = {}
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        for line in unsent.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            if record.get("status") in ("FINISHED", "FAILED", "KILLED"):
+                found[record["run"]] = record["status"]
+    return found
 
 
 @contextlib.contextmanager

@@ -134,6 +134,15 @@ def test_a_store_that_is_lost_on_the_way_does_not_end_the_work(tmp_path: Path, c
         ("unsent phase", {"b": 3.0}, 1),
     ]
     assert [line["status"] for line in lines if "status" in line] == ["FINISHED", "FINISHED"]
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        for (trigger,) in store.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'full%'").fetchall():
+            store.execute(f"DROP TRIGGER {trigger}")
+        store.commit()
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    assert client.get_run(run.run_id).info.status == "RUNNING"
+    with tracking(config(tmp_path), "next"):  # which tells the store how the one before it ended
+        assert client.get_run(run.run_id).info.status == "FINISHED"
+    assert not list((tmp_path / "at_work").iterdir())
 
 
 def test_runs_are_nested_tagged_and_finished(client: mlflow.MlflowClient, root: Path) -> None:
