@@ -22,11 +22,14 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.common import ROOT
 from src.artifacts import content_digest, open_artifact
 from src.errors import UserError
+
+if TYPE_CHECKING:
+    from src.pipeline import Run  # noqa: F401  (not for its type: what the processes run, a kept result of this benchmark hangs on)
 
 TINY = (
     "data.synthetic_rows_per_class=400", "lstm.training.epochs=1", "lstm.training.stride=10", "lstm.model.hidden_size=16", "lstm.training.loss=focal",
@@ -278,15 +281,19 @@ def mounted(place: Path, *words: str) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @contextlib.contextmanager
 def read_only(place: Path) -> Iterator[None]:
-    """A folder turned read-only, for root too: it is mounted upon itself. What is open already stays open."""
-    with mounted(place, "--bind", str(place)):
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(place)], check=True)
-        yield
+    """A folder turned read-only, for root too. What is open already stays open.
+
+    It is mounted elsewhere, made read-only there, where nobody has a file open, and mounted from there upon itself.
+    """
+    with mounted(place.with_name(f"{place.name} read-only"), "--bind", str(place)) as beside:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(beside)], check=True)
+        with mounted(place, "--bind", str(beside)):
+            yield
 
 
 def full_disk(whole: Straight, folder: Path, megabytes: int) -> Fault:

@@ -12,13 +12,14 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks import faults
 from benchmarks.common import Gate, PartOptions
 from benchmarks.faults import Fault, Straight
 
 QUICK_MOMENTS = 2
+T = TypeVar("T")
 
 
 def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[str, Any]]]]:
@@ -26,10 +27,10 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
     with tempfile.TemporaryDirectory() as scratch:
         whole = faults.straight(Path(scratch) / "straight")
         count = QUICK_MOMENTS if options.quick else faults.MOMENTS
-        moments = [faults.killed(whole, moment, Path(scratch) / f"killed{moment}") for moment in range(count)]
+        moments = [shown(faults.killed(whole, moment, Path(scratch) / f"killed{moment}")) for moment in range(count)]
         phases = [phase for phase in whole.phases if phase != "ppo seed 1"]
-        interrupts = [faults.interrupted(phase, Path(scratch) / f"interrupted{i}") for i, phase in enumerate(phases[:1] if options.quick else phases)]
-        others = [faults.no_folder(Path(scratch) / "file")] if options.quick else list(disturbed(whole, Path(scratch)))
+        interrupts = [shown(faults.interrupted(phase, Path(scratch) / f"interrupted{i}")) for i, phase in enumerate(phases[:1] if options.quick else phases)]
+        others = [faults.no_folder(Path(scratch) / "file")] if options.quick else list(map(shown, disturbed(whole, Path(scratch))))
     tables = {
         f"SIGKILL, then --resume (tiny settings, synthetic traffic; undisturbed: {whole.seconds:.0f} s)": moments,
         "other faults (tiny settings, synthetic traffic)": [one.row() for one in (*interrupts, *others)],
@@ -47,6 +48,12 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
             1.0,
         ),
     }, tables
+
+
+def shown(found: T) -> T:
+    """The same, printed: the whole takes many minutes."""
+    print(found, flush=True)
+    return found
 
 
 def disturbed(whole: Straight, scratch: Path) -> Iterator[Fault]:
