@@ -462,16 +462,18 @@ def start(config: Config, phase: str, resume: str | None) -> Iterator[Run]:
     unknown = [name for name in config.env.features if name not in data.feature_names]
     if unknown and phase not in ("lstm", "sae"):  # which train a sensor for whatever features there are
         raise UserError(f"env.features: this data has no feature '{unknown[0]}': {nearest(unknown[0], data.feature_names)}")
-    runs = config.compute.artifacts / "runs"
-    folder = runs / resume if resume else _new_folder(runs, f"{datetime.now():%Y%m%d-%H%M%S-%f}-{phase}-seed{config.compute.seed}")
-    name, former = folder.name, _former(folder) if resume else None
-    tags = {
-        "phase": phase, "split": PHASE_SPLIT[phase], "algorithm": config.rl.algorithm, "scenario": config.env.scenario, "attackers": config.env.attackers,
-        "run": name, "sensors": SENSOR, "data_source": data.source, "data_hash": data.data_hash, "site": traces.site,
-    }  # fmt: skip
-    shown = f"{phase} {Path(config.env.scenario).stem} {config.rl.algorithm} seed {config.compute.seed}"
-    with engine(config.compute) as (trains, told), tracking(config, shown, tags, former) as tracker:
+    with contextlib.ExitStack() as stack:
+        trains, told = stack.enter_context(engine(config.compute))
+        runs = config.compute.artifacts / "runs"
+        folder = runs / resume if resume else _new_folder(runs, f"{datetime.now():%Y%m%d-%H%M%S-%f}-{phase}-seed{config.compute.seed}")
+        name, former = folder.name, _former(folder) if resume else None
+        tags = {
+            "phase": phase, "split": PHASE_SPLIT[phase], "algorithm": config.rl.algorithm, "scenario": config.env.scenario,
+            "attackers": config.env.attackers, "run": name, "sensors": SENSOR, "data_source": data.source, "data_hash": data.data_hash, "site": traces.site,
+        }  # fmt: skip
         write_text(folder / "config.yml", describe(config))
+        shown = f"{phase} {Path(config.env.scenario).stem} {config.rl.algorithm} seed {config.compute.seed}"
+        tracker = stack.enter_context(tracking(config, shown, tags, former))
         write_text(folder / "run.json", json.dumps({"mlflow_run": tracker.run_id, "phase": phase}) + "\n")
         console.print(f"run [bold]{name}[/bold]  data: {data.source} ({sum(len(rows.label) for rows in data.splits.values()):,} rows)", highlight=False)
         if traces is not data:
