@@ -25,7 +25,7 @@ run: $(READY)  ## train the predictor, then the agent, and print the results
 test: $(READY)  ## the test suite
 	$(BIN)/python -m pytest -m "not slow" -n 2
 
-test-all: $(READY)  ## the test suite and the longer proofs
+test-all: $(READY) test-ray  ## the test suite and the longer proofs
 	$(BIN)/python -m pytest -n 2
 
 .venv-%/.installed: requirements.txt requirements-%.txt
@@ -47,8 +47,9 @@ check: $(READY)  ## format, lint, types, architecture
 	$(BIN)/python -m pytest tests/test_architecture.py
 	$(BIN)/python -m benchmarks.report --check
 
-bench: $(READY)  ## every committed result, measured again, and the documents' tables from them
+bench: $(READY) .venv-ray/.installed  ## every committed result, measured again, and the documents' tables from them
 	@for script in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$script || exit 1; done
+	.venv-ray/bin/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.report
 
 .venv-supply/.installed:

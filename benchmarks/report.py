@@ -28,6 +28,8 @@ def _load(name: str) -> dict[str, Any]:
 def _number(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if not isinstance(value, float):
         return f"{value:,}" if isinstance(value, int) else str(value)
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
@@ -298,14 +300,15 @@ POLICIES = {
 GROUPS = {"side": "attackers", "seeds": "seeds", "return": "mean return", "H": "H", "H__interval": "95 % interval"}
 
 
-def packets(name: str) -> Callable[[], str]:
-    """A table of the packets benchmark, as it is."""
+def as_it_is(name: str, title: str, *, leave_out: tuple[str, ...] = ()) -> Callable[[], str]:
+    """The table of a benchmark whose title begins so, as it is; some columns left out."""
 
     def rows() -> str:
-        found = _load("packets")["tables"][name]
-        return _table([key.replace("_", " ") for key in found[0]], [list(row.values()) for row in found])
+        found = next(rows for key, rows in _load(name)["tables"].items() if key.startswith(title))
+        shown = [key for key in found[0] if key not in leave_out]
+        return _table([key.replace("_", " ") for key in shown], [[row[key] for key in shown] for row in found])
 
-    return once_measured("packets", rows)
+    return once_measured(name, rows)
 
 
 INCIDENT = "Risk of each window of both devices over time, with the orders that the agent (above) and the Bayes filter (below) would give"
@@ -320,16 +323,42 @@ PACKET_HEADLINES = (
 )
 
 
+SCALE_HEADLINES = (
+    "H3.load_memory",
+    "H3.bank_memory",
+    "H3.rate",
+    "H3.open",
+    "H1.agents",
+    "H1.figures",
+    "A6.kills",
+    "A6.interrupt",
+    "H5.defects",
+    "H5.artifacts",
+)
+
 TABLES: dict[str, Callable[[], str]] = {
+    "scale_headlines": once_measured(
+        "scale", lambda: _table(GATE_HEAD, [_gate(key, one) for key, one in _load("scale")["gates"].items() if key in SCALE_HEADLINES])
+    ),
+    "scale_gates": once_measured("scale", lambda: gates("scale")),
+    "scale_stages": as_it_is("scale", "data: stages"),
+    "scale_pandas": as_it_is("scale", "data: beside pandas"),
+    "scale_cluster_experiment": as_it_is("scale", "cluster: experiment"),
+    "scale_cluster_agents": as_it_is("scale", "cluster: agents side by side"),
+    "scale_cluster_predictors": as_it_is("scale", "cluster: predictors"),
+    "scale_kills": as_it_is("scale", "crashes: SIGKILL"),
+    "scale_faults": as_it_is("scale", "crashes: other faults", leave_out=("wrong",)),
+    "scale_inputs": as_it_is("scale", "fuzz: mutated input"),
+    "scale_artifacts": as_it_is("scale", "fuzz: artifacts"),
     "packets_headlines": once_measured(
         "packets", lambda: _table(GATE_HEAD, [_gate(key, one) for key, one in _load("packets")["gates"].items() if key in PACKET_HEADLINES])
     ),
     "packets_gates": once_measured("packets", lambda: gates("packets")),
-    "packets_equality": packets("equality"),
-    "packets_speed": packets("speed"),
-    "packets_calibration": packets("calibration"),
-    "packets_devices": packets("false alarms by device"),
-    "packets_incident": both(packets("incident"), once_measured("packets", lambda: f"![{INCIDENT}](../benchmarks/results/packets_incident.png)")),
+    "packets_equality": as_it_is("packets", "equality"),
+    "packets_speed": as_it_is("packets", "speed"),
+    "packets_calibration": as_it_is("packets", "calibration"),
+    "packets_devices": as_it_is("packets", "false alarms by device"),
+    "packets_incident": both(as_it_is("packets", "incident"), once_measured("packets", lambda: f"![{INCIDENT}](../benchmarks/results/packets_incident.png)")),
     "leaderboard": leaderboard,
     "agents_headlines": once_measured("agents", lambda: _table(GATE_HEAD, [_gate(key, _load("agents")["gates"][key]) for key in AGENT_HEADLINES])),
     "agents_gates": once_measured("agents", lambda: gates("agents")),
