@@ -264,12 +264,24 @@ def _connect(config: Config) -> tuple[mlflow.MlflowClient, str]:
                 root.mkdir(parents=True, exist_ok=True)
                 # Two that make the database, or bring it up to date, at the same time would each find it half done.
                 one_at_a_time.enter_context(FileLock(root / "mlflow.db.lock"))
+                _make_database(root / "mlflow.db")
             client = mlflow.MlflowClient(uri)
             found = client.get_experiment_by_name(config.mlflow.experiment)
             return client, client.create_experiment(config.mlflow.experiment, artifact_location=place) if found is None else found.experiment_id
     except Exception as error:  # each kind of store fails in its own way; each means the same to the user
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"cannot track runs in '{uri}': {reason}; set mlflow.tracking_uri, or compute.artifacts to a writable folder") from error
+
+
+def _make_database(path: Path) -> None:
+    """Make MLflow's database, if there is none, whole or not at all: one that a kill has left half made could never be used again."""
+    if path.exists():
+        return
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    new.with_name(f"{new.name}-journal").unlink(missing_ok=True)
+    mlflow.MlflowClient(f"sqlite:///{new.as_posix()}").search_experiments(max_results=1)
+    os.replace(new, path)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -65,6 +66,36 @@ def test_two_that_start_at_once_make_one_store(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
         assert store.execute("SELECT name, status FROM runs ORDER BY name").fetchall() == [("left", "FINISHED"), ("right", "FINISHED")]
         assert store.execute("SELECT count(*) FROM experiments WHERE name = 'iot-defense'").fetchone() == (1,)
+
+
+HALF_MADE = """
+import os, signal, sys
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+from src.config import load_config
+from src.tracking import tracking
+tables = 0
+
+@event.listens_for(Engine, "after_cursor_execute")
+def count(connection, cursor, statement, *rest):
+    global tables
+    tables += statement.strip().startswith("CREATE TABLE")
+    if tables == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with tracking(load_config(overrides=[f"compute.artifacts={sys.argv[1]}"], environ={}), "first"):
+    pass
+"""
+
+
+def test_a_kill_while_the_database_is_made_leaves_none(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", HALF_MADE, str(tmp_path)], cwd=Path(__file__).parents[1], check=False, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / ".mlflow.db.new").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+    with tracking(config(tmp_path), "second"):
+        pass
+    assert not list(tmp_path.glob(".mlflow*"))
 
 
 KILLED = """
