@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "src.search": BASE | {"src.data", "src.training", "src.tracking", "src.engines"},
     # What a Ray cluster carries out; `src.engines`, where the command lines ask who trains, comes here when `compute.engine` says so.
     "src.cluster": BASE | {"src.data", "src.predictor", "src.models", "src.training", "envs", "agents"},
-    "src.engines": BASE | {"src.cluster", "src.data", "src.training", "agents"},
+    "src.engines": BASE | {"src.cluster", "src.data", "src.predictor", "src.training", "agents"},
     # The body of the command line: joins all rooms, and only main.py (and benchmarks) may import it.
     "src.pipeline": BASE | {"src.engines", "src.data", "src.predictor", "src.models", "src.training", "src.evaluation", "src.tracking", "envs", "agents"},
     # One policy, or a submission, in the pipeline's world; only main.py (and benchmarks) may import it.
