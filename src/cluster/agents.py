@@ -23,6 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from agents.manager import Job, Say, Trainer, Watch
 from src.artifacts import command, issued_by
+from src.cluster.connection import at_home
 from src.cluster.parcels import SCRATCH, Parcel, pack, unpack
 from src.config import Config
 from src.data.bank import TraceBank
@@ -66,7 +67,7 @@ def train_agents(jobs: Sequence[Job], watch: Watch, resume: bool, say: Say) -> N
         if not resume:
             shutil.rmtree(place, ignore_errors=True)
         trainer = job.trainer
-        given = type(trainer), trainer.config, shared[id(trainer.bank)], place, shared[id(trainer.sensor)], job.seed, command()
+        given = type(trainer), trainer.config, shared[id(trainer.bank)], place, shared[id(trainer.sensor)], job.seed, Path.cwd(), command()
         waiting[_train.remote(*given)] = job
     try:
         while waiting:
@@ -89,7 +90,7 @@ def train_agents(jobs: Sequence[Job], watch: Watch, resume: bool, say: Say) -> N
 
 def scratch(job: Job) -> Path:
     """Where the worker keeps what it is at."""
-    target = job.trainer.target(job.seed)
+    target = job.trainer.target(job.seed).resolve()
     return target.parent / SCRATCH / target.name
 
 
@@ -121,11 +122,11 @@ def _in_memory(thing: Any) -> Any:
 
 
 @ray.remote(num_cpus=CORES, max_retries=TRIES)
-def _train(kind: Callable[..., Trainer], config: Config, bank: TraceBank, folder: Path, sensor: Any, seed: int, issued: str) -> Made:
+def _train(kind: Callable[..., Trainer], config: Config, bank: TraceBank, folder: Path, sensor: Any, seed: int, home: Path, issued: str) -> Made:
     """Train one agent on this node, in `folder`, going on from what lies there."""
     began = time.monotonic()
     rows = Rows(folder / "rows.jsonl")
-    with issued_by(issued):
+    with at_home(home), issued_by(issued):
         target = kind(config, bank, folder, sensor).train(seed, rows.add, resume=True)
     return Made(rows.read(), pack(target), time.monotonic() - began, ray.util.get_node_ip_address())
 

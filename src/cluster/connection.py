@@ -73,6 +73,13 @@ def connected(compute: ComputeConfig) -> Iterator[str]:
 
 
 @contextlib.contextmanager
+def at_home(folder: Path) -> Iterator[None]:
+    """Work where the driver was started, as far as there is such a folder here: relative paths of the configuration begin there."""
+    with contextlib.chdir(folder) if folder.is_dir() else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
 def _without(name: str) -> Iterator[None]:
     before = os.environ.pop(name, None)
     try:

@@ -23,6 +23,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from torch import distributed
 
 from src.artifacts import command, issued_by
+from src.cluster.connection import at_home
 from src.cluster.parcels import SCRATCH, pack, unpack
 from src.config import Config
 from src.data.dataset import Dataset
@@ -83,7 +84,7 @@ def _train(kind: type[LSTMTrainer] | type[AutoencoderTrainer], config: Config, d
         shutil.rmtree(place, ignore_errors=True)
     compute = config.compute
     gpu = compute.device == "cuda"
-    given = {"kind": kind, "config": config, "data": ray.put(data), "folder": place / folder.name, "issued": command()}
+    given = {"kind": kind, "config": config, "data": ray.put(data), "folder": place / folder.name, "home": Path.cwd(), "issued": command()}
     # Ray Train keeps books of its own; they are of no use once the artifact is there.
     books = place.parent / f"ray-{uuid.uuid4().hex[:8]}"
     try:
@@ -122,7 +123,7 @@ def _work(given: dict[str, Any]) -> tuple[Recorded, dict[str, bytes], Any, str]:
         if not first:
             trainer.follow()
             return log, {}, None, ""
-        with issued_by(given["issued"]):
+        with at_home(given["home"]), issued_by(given["issued"]):
             trained = trainer.train(folder, resume=True)
     except UserError as error:  # wrong data or settings are no reason to try again
         if first:
