@@ -55,8 +55,8 @@ def measure(options: PartOptions) -> tuple[dict[str, Gate], dict[str, list[dict[
         raise UserError("this part needs Ray: make .venv-ray/.installed, then .venv-ray/bin/python -m benchmarks.scale")
     with tempfile.TemporaryDirectory() as scratch:
         experiment = lost_node(Path(scratch), {"rl.total_timesteps": 12_000} if options.quick else {})
-        agents = side_by_side(Path(scratch), 20_000 if options.quick else 200_000)
-        networks = predictors(Path(scratch), 1 if options.quick else 3)
+        agents = side_by_side(Path(scratch), 20_000 if options.quick else 100_000)
+        networks = predictors(Path(scratch), 1 if options.quick else 2)
     tables = {"experiment": experiment, "agents side by side": agents, "predictors": networks}
     killed = experiment[-1]
     return {
