@@ -135,7 +135,7 @@ class RLTrainer:
                 model.learn(max(total - model.num_timesteps, 0), [validation, watcher], log_interval=None, reset_num_timesteps=False)  # type: ignore[arg-type]
             if validation.weights is not None:
                 model.policy.load_state_dict(validation.weights)
-            self._save(target, mark, model, scaler, seed, knowledge, validation)
+            self._save(target, model, scaler, seed, knowledge, validation)
         remove_checkpoint(checkpoint)
         return target
 
@@ -152,22 +152,18 @@ class RLTrainer:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def _save(
-        self, target: Path, mark: str, model: BaseAlgorithm, scaler: VecNormalize, seed: int, knowledge: Knowledge | None, validation: _Validation
-    ) -> None:
-        shown: ShownVecEnv = scaler.venv  # type: ignore[assignment]
-        simulation: Simulation = shown.venv.env.simulation  # type: ignore[attr-defined]
+    def _told(self, simulation: Simulation, seed: int, steps: int) -> dict[str, Any]:
+        """What `meta.json` says of an agent, whoever trained it: of this configuration, without a belief."""
         names, rl = simulation.network.names, self.config.rl
-        meta = {
-            "mark": mark,
+        return {
+            "mark": self._mark(seed),
             "algorithm": rl.algorithm,
             "seed": seed,
-            "timesteps": model.num_timesteps,
-            "validation": validation.best_mean_reward,
+            "timesteps": steps,
             "config": self.config.model_dump(mode="json"),
             "layout": dataclasses.asdict(simulation.layout),
             "network": {"kind": rl.network, "hidden_size": rl.hidden_size, "masked": rl.masked, **NETWORKS[rl.algorithm].options(self.config)},
-            "belief": knowledge is not None,
+            "belief": False,
             "scenario": self.config.env.scenario,
             "devices": names,
             "actions": action_names(names),
@@ -175,8 +171,13 @@ class RLTrainer:
             "sensors": self.bank.sensor_names,
             "traffic": {"source": self.bank.source, "site": self.bank.site, "sensor": self.bank.sensor, "split": simulation.split},
         }
+
+    def _save(self, target: Path, model: BaseAlgorithm, scaler: VecNormalize, seed: int, knowledge: Knowledge | None, validation: _Validation) -> None:
+        shown: ShownVecEnv = scaler.venv  # type: ignore[assignment]
+        simulation: Simulation = shown.venv.env.simulation  # type: ignore[attr-defined]
+        meta = {**self._told(simulation, seed, model.num_timesteps), "belief": knowledge is not None, "validation": validation.best_mean_reward}
         with new_artifact(target, KIND, meta) as folder:
-            kept = NETWORKS[rl.algorithm].kept(model.policy)
+            kept = NETWORKS[self.config.rl.algorithm].kept(model.policy)
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, folder / "policy.safetensors")
             if knowledge is not None:
                 save_arrays({name: np.ascontiguousarray(array) for name, array in knowledge.arrays().items()}, folder / "knowledge.safetensors")

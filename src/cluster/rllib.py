@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import envs  # noqa: F401  (registers the environment)
 from agents.learned import KIND
 from agents.sight import Sight
 from agents.training import OnMetrics, RLTrainer
-from envs.world import Simulation, action_names
+from envs.world import Simulation
 from src.artifacts import new_artifact
 
 NAME = "iot-defense"
@@ -107,25 +106,9 @@ class RLlibTrainer(RLTrainer):
         return target
 
     def _keep(self, target: Path, weights: dict[str, Tensor], seed: int, steps: int) -> None:
-        env = gymnasium.make("IoTDefense-v0", bank=self.bank, config=self.config, sensor=self.sensor, flatten=True, action_mode="discrete")
+        env = gymnasium.make("IoTDefense-v0", bank=self.bank, split="agent", config=self.config, sensor=self.sensor, flatten=True, action_mode="discrete")
         simulation: Simulation = env.unwrapped.simulation  # type: ignore[attr-defined]
-        names = simulation.network.names
-        meta = {
-            "mark": self._mark(seed),
-            "algorithm": "rllib_ppo",
-            "seed": seed,
-            "timesteps": steps,
-            "config": self.config.model_dump(mode="json"),
-            "layout": dataclasses.asdict(simulation.layout),
-            "network": {"kind": "flat", "hidden_size": self.config.rl.hidden_size, "masked": False},
-            "belief": False,
-            "scenario": self.config.env.scenario,
-            "devices": names,
-            "actions": action_names(names),
-            "features": self.config.env.features,
-            "sensors": self.bank.sensor_names,
-            "traffic": {"source": self.bank.source, "site": self.bank.site, "sensor": self.bank.sensor, "split": "agent"},
-        }
+        meta = {**self._told(simulation, seed, steps), "network": {"kind": "flat", "hidden_size": self.config.rl.hidden_size, "masked": False}}
         with new_artifact(target, KIND, meta) as folder:
             kept = {f"{mine}.{part}": torch.as_tensor(weights[f"{theirs}.{part}"]) for theirs, mine in LAYERS.items() for part in ("weight", "bias")}
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in kept.items()}, folder / "policy.safetensors")
